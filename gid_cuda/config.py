@@ -1,0 +1,140 @@
+"""The schema of a config file.
+
+One YAML file describes one run. `load_config` (below) reads it, follows `base:`, applies `key.path=value` overrides and
+checks every key and value against the classes here; the field comments are the reference of what each key means.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """No unknown keys; what is parsed is not changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratedConfig(Section):
+    """The generated data set (`format: generated`): written once in COCO layout under `data.root`."""
+
+    train_images: PositiveInt = 400
+    val_images: PositiveInt = 100
+    width: PositiveInt = 192
+    height: PositiveInt = 144
+    seed: int = 0
+
+
+class SplitConfig(Section):
+    """One part of a data set. COCO layout: annotations + images. VOC layout: split (the name in ImageSets/Main)."""
+
+    annotations: Path | None = None  # COCO: annotation file, relative to data.root
+    images: Path | None = None  # image folder, relative to data.root; VOC default: JPEGImages
+    split: str | None = None  # VOC: ImageSets/Main/<split>.txt
+
+
+class DataConfig(Section):
+    format: Literal["coco", "voc", "generated"]
+    root: Path  # relative paths are taken from the working directory
+    train: SplitConfig = SplitConfig()  # generated: known by itself
+    val: SplitConfig = SplitConfig()
+    classes: list[str] | None = None  # keep and renumber these; none: all classes of the annotation file, in its order
+    one_based: bool = False  # VOC: coordinates start at 1
+    workers: NonNegativeInt = 2  # loader processes
+    hflip: Fraction = 0.5  # probability of a horizontal flip in training
+    generated: GeneratedConfig = GeneratedConfig()
+
+
+class InputConfig(Section):
+    """The one transform of a step: torchvision's `GeneralizedRCNNTransform`. Shared by teacher and student."""
+
+    min_size: list[PositiveInt] = [800]  # shorter side; several: drawn at random in training, the last one in evaluation
+    max_size: PositiveInt = 1333
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+
+
+class ModelConfig(Section):
+    detector: Literal["retinanet"] = "retinanet"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small"] = "resnet50"
+    weights: str | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
+    backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
+    norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (training from scratch needs live)
+    trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None  # of the backbone, as torchvision; none: 3 with weights, else all
+    fpn_channels: PositiveInt = 256
+    head_depth: PositiveInt = 4  # 3x3 convolutions of each head
+    anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]  # one a level, pixels; each at 3 scales and 3 ratios
+    score_thresh: Fraction = 0.05
+    nms_thresh: Fraction = 0.5
+    detections_per_img: PositiveInt = 300
+
+
+class DistillConfig(Section):
+    """General instance distillation; symbols are the paper's."""
+
+    method: Literal["gid"] = "gid"
+    top_k: NonNegativeInt = 10  # K
+    nms_iou: Fraction = 0.3
+    min_size: NonNegativeFloat = 10.0  # pixels: smaller boxes are never chosen
+    pre_nms_top_k: NonNegativeInt = 0  # 0 = off: NMS sees every box
+    lambda_feature: NonNegativeFloat = 5e-4
+    lambda_relation: NonNegativeFloat = 40.0
+    lambda_response: NonNegativeFloat = 1.0
+    alpha: NonNegativeFloat = 0.1  # of the response loss's classification part
+    beta: NonNegativeFloat = 1.0  # of its regression part
+    adapt: Literal["1x1", "3x3", "none"] = "1x1"  # f_adapt (eq. 5)
+    reduction: Literal["instance", "pixel"] = "instance"  # of the feature loss (eq. 4); pixel also divides by P*P
+    scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
+    kinds: Literal["all", "ground_truth"] | list[Literal["positive", "semi-positive", "negative"]] = "all"
+    response_cls: Literal["bce", "focal"] = "bce"
+    response_smooth_l1_beta: PositiveFloat = 0.1
+    warmup_steps: NonNegativeInt = 0  # the distillation losses grow linearly from 0 over these steps
+
+
+class TrainConfig(Section):
+    steps: PositiveInt
+    batch_size: PositiveInt = 16  # images a step, over all accumulation parts
+    accumulate: PositiveInt = 1  # parts that a batch is cut into
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[PositiveInt] = []  # step schedule: divided by 10 after each of these steps
+    warmup_steps: NonNegativeInt = 1000
+    clip_grad_norm: PositiveFloat | None = None
+    amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
+    channels_last: bool = True
+    log_every: PositiveInt = 20
+    eval_every: NonNegativeInt = 0  # steps; 0: at the end alone
+    checkpoint_every: NonNegativeInt = 0  # steps; 0: with each evaluation and at the end
+
+
+class Config(Section):
+    output: Path  # the run's folder
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig
+    input: InputConfig = InputConfig()
+    model: ModelConfig = ModelConfig()  # the detector that is trained: teacher, plain student or distilled student
+    teacher: ModelConfig | None = None  # the detector that it learns from
+    distill: DistillConfig | None = None  # `none` in YAML: plain training
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _distillation_needs_both(self) -> Config:
+        if self.distill is not None and self.teacher is None:
+            raise ValueError("distill is set but teacher is not: name the teacher's backbone and weights, or set distill: none")
+        if self.distill is not None and self.teacher is not None and self.teacher.detector != self.model.detector:
+            raise ValueError(
+                f"teacher.detector is {self.teacher.detector} and model.detector is {self.model.detector}: "
+                "their boxes must correspond one to one, so both must be the same kind"
+            )
+        return self
