@@ -1,0 +1,39 @@
+# The commands of this project; README.md explains them. Everything is installed into .venv, nothing outside the checkout.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+RUNS ?= runs
+SEED ?= 0
+
+.PHONY: build demo test test-slow lint clean
+
+# torch first: the extension is then built against the very torch that runs it.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja torch torchvision
+	touch $@
+
+build: $(VENV)/ready
+	$(PY) -m pip install --quiet --no-build-isolation -e ".[test]"
+	$(PY) -m gid_cuda
+
+demo: build
+	$(PY) scripts/train.py --cfg configs/demo_teacher.yaml --overwrite seed=$(SEED)
+	$(PY) scripts/train.py --cfg configs/demo_student.yaml --overwrite seed=$(SEED)
+	$(PY) scripts/train.py --cfg configs/demo.yaml --overwrite seed=$(SEED)
+	$(PY) scripts/visualize.py --cfg configs/demo.yaml --weights $(RUNS)/demo/distilled/best.pt --output $(RUNS)/demo/pictures \
+	    --curves $(RUNS)/demo/student $(RUNS)/demo/distilled
+	$(PY) scripts/compare.py $(RUNS)/demo/teacher $(RUNS)/demo/student $(RUNS)/demo/distilled
+
+test: build
+	$(PY) -m pytest -q -m "not slow and not cuda"
+
+test-slow: build
+	$(PY) -m pytest -q -m "slow and not cuda"
+
+lint: $(VENV)/ready
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf build *.egg-info gid_cuda/*.so .pytest_cache .hypothesis .ruff_cache

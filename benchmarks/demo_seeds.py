@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Is the demo's gain what the method does, or luck? Trains teacher, plain and distilled student for several seeds.
+
+    python benchmarks/demo_seeds.py [--seeds 5] [--output runs/seeds] [--json benchmarks/results/demo_seeds.json]
+
+Each seed has a teacher of its own; finished runs are kept, so it can be stopped and started again. All seeds are
+reported. `benchmarks/readme.py` makes README's table from the JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from gid_cuda.config import load_config
+from gid_cuda.engine.trainer import train
+from gid_cuda.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ROLES = {"teacher": "demo_teacher.yaml", "plain": "demo_student.yaml", "distilled": "demo.yaml"}
+
+
+def run(role: str, seed: int, folder: Path) -> dict:
+    """Train one role with one seed unless that is done; its metrics.json."""
+    output = folder / f"{role}-{seed}"
+    metrics = output / "metrics.json"
+    if not metrics.exists():
+        overrides = [f"seed={seed}", f"output={output}"]
+        if role == "distilled":
+            overrides.append(f"teacher.weights={folder / f'teacher-{seed}' / 'best.pt'}")
+        train(load_config(CONFIGS / ROLES[role], overrides), resume=True)
+    return json.loads(metrics.read_text())
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were made with."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=CONFIGS)
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, counted from 0 (default: 5)")
+    parser.add_argument("--output", type=Path, default=Path("runs/seeds"), help="folder of the runs")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "demo_seeds.json")
+    arguments = parser.parse_args()
+    runs = []
+    for seed in range(arguments.seeds):
+        for role in ROLES:
+            metrics = run(role, seed, arguments.output)
+            runs.append({"role": role, "seed": seed, **{k: v for k, v in metrics.items() if k != "per_class"}})
+            print(f"seed {seed} {role}: AP {metrics['AP']:.1f}, AP50 {metrics['AP50']:.1f}", flush=True)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
