@@ -1,1 +1,2 @@
-"""How gid_cuda is built: which CUDA compiler (cuda.py), the compile itself (compile.py), pip's entry (backend.py)."""
+"""How gid_cuda is built: what it needs of the machine (host.py), which CUDA compiler (cuda.py), the compile itself
+(compile.py), and the entry for pip (backend.py)."""

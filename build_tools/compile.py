@@ -1,7 +1,11 @@
-"""Compiles csrc into the two libraries with ninja: only what has changed, several files at a time."""
+"""Compiles csrc into the two libraries with ninja: only what has changed, several files at a time.
+
+`_C` is a Python module with the CPU kernels. `_C_cuda` is a plain library that registers the CUDA kernels when loaded.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -15,197 +19,149 @@ from pathlib import Path
 
 from setuptools.command.build_ext import build_ext
 
-from build_tools import cuda
+from build_tools import cuda, host
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "csrc"
 CPU_LIBRARY, CUDA_LIBRARY = "gid_cuda._C", "gid_cuda._C_cuda"
-ABI = "2.10"
-BUILD_REQUIREMENTS = "setuptools pybind11 ninja"
 
-COMMON = ["-std=c++20", "-O3", "-DNDEBUG", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-# No contraction to FMA anywhere: the order of NMS depends on it (nvcc and gcc contract by default), and CPU, GPU and
-# reference then round alike. Where a fused multiply-add pays it can be asked for by name.
+ABI, ABI_DEFINE = "2.10", "-DTORCH_TARGET_VERSION=0x020a000000000000"
+COMMON = ["-std=c++20", "-O3", "-DNDEBUG", ABI_DEFINE]
+# No contraction to FMA anywhere: NMS decides by it (nvcc and gcc contract by default), and CPU kernels, CUDA kernels
+# and reference round alike. Where a fused multiply-add pays it can be asked for by name.
 CXX_FLAGS = [*COMMON, "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas"]
-NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-lineinfo", "-fmad=false", "--expt-relaxed-constexpr",
-              "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]  # fmt: skip
+NVCC_HOST_FLAGS = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
+NVCC_FLAGS = [*COMMON, "-DUSE_CUDA", "-lineinfo", "-fmad=false", "-Xcompiler", NVCC_HOST_FLAGS]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be built, with what."""
+    """What is built, with what: no toolkit means CPU kernels alone."""
 
     cxx: list[str]
     toolkit: cuda.Toolkit | None
     architectures: list[str]
-    info: dict[str, object]
+    why_not: str
 
 
 class BuildLibraries(build_ext):
-    """setuptools' build_ext, with the compile handed to ninja and the CUDA library left out where it cannot be built."""
+    """setuptools' build_ext with the compile handed to ninja, and without the CUDA library where none can be built."""
 
     def run(self) -> None:
-        self.plan = make_plan(self.distribution.get_version())
+        self.plan = make_plan()
         if self.plan.toolkit is None:
             self.extensions = [extension for extension in self.extensions if extension.name != CUDA_LIBRARY]
         super().run()
 
     def build_extensions(self) -> None:
-        outputs = {extension.name: Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions}
-        folder = ROOT / "build" / f"libraries-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        built = compile_libraries(self.plan, folder)
-        for name, output in outputs.items():
-            if name not in built:
-                continue
+        built = compile_libraries(self.plan, self.distribution.get_version())
+        for extension in self.extensions:
+            output = Path(self.get_ext_fullpath(extension.name))
             output.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(built[name], output)
+            shutil.copyfile(built[extension.name], output)
 
 
-def make_plan(version: str) -> Plan:
-    torch = import_torch()
-    cxx = host_compiler()
-    toolkit, why_not = cuda.find_toolkit(torch.version.cuda, cxx[-1])
-    if toolkit is None and cuda.wish() == "1":
-        raise SystemExit(f"error: GID_CUDA=1 asks for CUDA kernels, but {why_not}")
-    chosen = cuda.architectures(toolkit) if toolkit else []
-    info = {
+def make_plan() -> Plan:
+    """Decides what to build and says it in one line."""
+    torch_cuda = host.import_torch().version.cuda
+    cxx = host.compiler()
+    toolkit, why_not = None, cuda.hindrance(torch_cuda)
+    if not any((SOURCES / "cuda").glob("*.cu")):
+        why_not = "this source tree has no CUDA kernels"
+    if not why_not:
+        toolkit, why_not = cuda.find_toolkit(torch_cuda, cxx)
+    if toolkit is None:
+        if cuda.wish() == "1":
+            raise SystemExit(f"error: GID_CUDA=1 asks for CUDA kernels, but {why_not}")
+        print(f"gid_cuda: CPU kernels alone: {why_not}", flush=True)
+        return Plan(cxx, None, [], why_not)
+    chosen = cuda.architectures(toolkit)
+    found = f"CUDA {toolkit.version} from {toolkit.origin}, for {' '.join(chosen)}"
+    print(f"gid_cuda: CPU and CUDA kernels ({found})", flush=True)
+    return Plan(cxx, toolkit, chosen, "")
+
+
+def build_info(plan: Plan, version: str) -> dict[str, object]:
+    """What gid_cuda._C.build_info() will answer."""
+    return {
         "version": version,
-        "torch": torch.__version__,
+        "torch": host.import_torch().__version__,
         "abi": ABI,
         "python": platform.python_version(),
-        "compiler": _first_line([*cxx, "--version"]),
-        "flags": " ".join(CXX_FLAGS),
-        "cuda": toolkit.version if toolkit else None,
-        "cuda_compiler": toolkit.origin if toolkit else None,
-        "cuda_flags": " ".join(NVCC_FLAGS) if toolkit else None,
-        "architectures": chosen,
-        "cuda_missing": why_not or None,
+        "compiler": host.compiler_version(plan.cxx),
+        "flags": shlex.join(CXX_FLAGS),
+        "cuda": plan.toolkit.version if plan.toolkit else None,
+        "cuda_origin": plan.toolkit.origin if plan.toolkit else None,
+        "cuda_flags": shlex.join(NVCC_FLAGS) if plan.toolkit else None,
+        "cuda_missing": plan.why_not or None,
+        "architectures": plan.architectures,
     }
-    if toolkit:
-        print(f"gid_cuda: CPU and CUDA kernels (CUDA {toolkit.version} from {toolkit.origin}, for {' '.join(chosen)})")
-    else:
-        print(f"gid_cuda: CPU kernels alone: {why_not}")
-    sys.stdout.flush()
-    return Plan(cxx, toolkit, chosen, info)
 
 
-def import_torch():
-    try:
-        import torch
-    except ImportError as problem:
-        raise SystemExit(
-            f"error: the build needs torch, which does not import ({problem}): install torch and {BUILD_REQUIREMENTS} "
-            "first, or build without --no-build-isolation"
-        ) from None
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 10):
-        raise SystemExit(f"error: the build needs torch 2.10 or newer, this is {torch.__version__}: pip install -U torch")
-    return torch
-
-
-def host_compiler() -> list[str]:
-    """The C++ compiler as a command, known to take C++20 and to find Python's headers."""
-    cxx = shlex.split(os.environ.get("CXX", "")) or ["c++" if shutil.which("c++") else "g++"]
-    if not shutil.which(cxx[0]):
-        raise SystemExit(
-            f"error: no C++ compiler: {cxx[0]!r} was not found; install one (Debian, Ubuntu: apt install g++) or set CXX"
-        )
-    trial = [*cxx, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    if subprocess.run(trial, input="#include <cstdint>\n", text=True, capture_output=True, check=False).returncode:
-        raise SystemExit(f"error: {_first_line([*cxx, '--version'])} does not compile C++20: set CXX to g++ 10 or newer")
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not header.is_file():
-        raise SystemExit(
-            f"error: Python's C headers are missing ({header}): install them (Debian, Ubuntu: apt install python3-dev)"
-        )
-    return cxx
-
-
-def compile_libraries(plan: Plan, folder: Path) -> dict[str, Path]:
-    """Writes folder/build.ninja, runs it, and returns the libraries by extension name."""
-    try:
-        import pybind11
-    except ImportError:
-        raise SystemExit(f"error: the build needs pybind11: pip install {BUILD_REQUIREMENTS}") from None
-    torch_root = Path(import_torch().__file__).parent
+def compile_libraries(plan: Plan, version: str) -> dict[str, Path]:
+    """Brings the libraries up to date in a folder under build/, and returns them by extension name."""
+    folder = ROOT / "build" / f"libraries-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
-    _write_if_new(folder / "build_info.h", f'#define GID_BUILD_INFO R"json({json.dumps(plan.info)})json"\n')
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ninja itself does not mind a second one in the same folder
+        info = json.dumps(build_info(plan, version))
+        _write_if_new(folder / "build_info.h", f'#define GID_BUILD_INFO R"json({info})json"\n')
+        _write_if_new(folder / "build.ninja", ninja_file(plan, folder))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        if subprocess.run([host.ninja(), "-C", str(folder), *jobs], check=False).returncode:
+            raise SystemExit("error: gid_cuda does not compile; the compiler says why above")
+    return {CPU_LIBRARY: folder / "_C.so", CUDA_LIBRARY: folder / "_C_cuda.so"}
 
-    includes = [f"-I{SOURCES}", f"-isystem{torch_root / 'include'}"]
-    python_includes = [f"-I{folder}", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
-    link = ["-shared", f"-L{torch_root / 'lib'}", "-ltorch_cpu"]
-    loose = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
-    file = NinjaFile()
-    file.rule("cxx", [*plan.cxx, *CXX_FLAGS, *includes])
-    file.rule("cxx_python", [*plan.cxx, *CXX_FLAGS, *includes, *python_includes])
-    objects = [file.compile("cxx", source) for source in sorted((SOURCES / "cpu").glob("*.cpp"))]
-    objects.append(file.compile("cxx_python", SOURCES / "ops.cpp"))
-    file.rule("link", [*plan.cxx], ["-fvisibility=hidden", *link, *loose], depfile=False)
-    built = {CPU_LIBRARY: file.link("link", "_C.so", objects)}
-    if plan.toolkit and any((SOURCES / "cuda").glob("*.cu")):
+def ninja_file(plan: Plan, folder: Path) -> str:
+    torch = Path(host.import_torch().__file__).parent
+    includes = [f"-I{SOURCES}", "-isystem", str(torch / "include")]
+    python = [f"-I{folder}"]
+    for path in host.python_includes():
+        python += ["-isystem", str(path)]
+    # Not libtorch: under a torch with CUDA it would bring in CUDA libraries, which one without CUDA lacks.
+    link = ["-shared", f"-L{torch / 'lib'}", "-ltorch_cpu"]
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+
+    compile_cpu = [*plan.cxx, *CXX_FLAGS, *includes]
+    lines = [_compile_rule("cpu", compile_cpu), _compile_rule("python", [*compile_cpu, *python])]
+    lines.append(_link_rule("link_cpu", plan.cxx, [*link, *undefined]))
+    objects = [_compile(lines, "cpu", source) for source in sorted((SOURCES / "cpu").glob("*.cpp"))]
+    objects.append(_compile(lines, "python", SOURCES / "ops.cpp"))
+    lines.append(f"build _C.so: link_cpu {' '.join(objects)}")
+    if plan.toolkit:
         nvcc = list(plan.toolkit.nvcc)
-        file.rule("nvcc", [*nvcc, *NVCC_FLAGS, *cuda.architecture_flags(plan.architectures), *includes])
-        objects = [file.compile("nvcc", source) for source in sorted((SOURCES / "cuda").glob("*.cu"))]
-        # The runtime is linked in, and hidden: torch has its own, perhaps of another version.
-        static = ["-cudart", "static", "-Xlinker", "--exclude-libs,ALL", *link, "-ltorch_cuda"]
-        file.rule("nvcc_link", nvcc, static, depfile=False)
-        built[CUDA_LIBRARY] = file.link("nvcc_link", "_C_cuda.so", objects)
-    _write_if_new(folder / "build.ninja", file.text())
-    _run_ninja(folder)
-    return {name: folder / library for name, library in built.items()}
+        lines.append(_compile_rule("cuda", [*nvcc, *NVCC_FLAGS, *cuda.flags(plan.architectures), *includes]))
+        # The runtime is linked in and hidden: torch has its own, perhaps of another version.
+        hidden = ["-cudart", "static", "-Xlinker", "--exclude-libs,ALL"]
+        lines.append(_link_rule("link_cuda", nvcc, [*link, "-ltorch_cuda", *hidden]))
+        objects = [_compile(lines, "cuda", source) for source in sorted((SOURCES / "cuda").glob("*.cu"))]
+        lines.append(f"build _C_cuda.so: link_cuda {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
 
 
-class NinjaFile:
-    """The little of ninja's file format that is needed here."""
-
-    def __init__(self) -> None:
-        self.lines = ["ninja_required_version = 1.5"]
-
-    def rule(self, name: str, before: list[str], after: list[str] | None = None, depfile: bool = True) -> None:
-        action = "-MD -MF $out.d -c $in -o $out" if depfile else "-o $out $in"
-        words = [shlex.quote(word).replace("$", "$$") for word in before]
-        words += [action, *(shlex.quote(word).replace("$", "$$") for word in after or [])]
-        self.lines += [f"rule {name}", "  command = " + " ".join(words)]
-        if depfile:
-            self.lines += ["  depfile = $out.d", "  deps = gcc"]
-
-    def compile(self, rule: str, source: Path) -> str:
-        target = f"{source.parent.name}-{source.name}.o"
-        self.lines.append(f"build {target}: {rule} {_escape(str(source))}")
-        return target
-
-    def link(self, rule: str, target: str, objects: list[str]) -> str:
-        self.lines.append(f"build {target}: {rule} {' '.join(objects)}")
-        return target
-
-    def text(self) -> str:
-        return "\n".join(self.lines) + "\n"
+def _compile_rule(name: str, command: list[str]) -> str:
+    action = "-MD -MF $out.d -c $in -o $out"
+    return f"rule {name}\n  command = {_quote(command)} {action}\n  depfile = $out.d\n  deps = gcc"
 
 
-def _escape(path: str) -> str:
-    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def _link_rule(name: str, command: list[str], after: list[str]) -> str:
+    return f"rule {name}\n  command = {_quote(command)} -o $out $in {_quote(after)}"
 
 
-def _run_ninja(folder: Path) -> None:
-    try:
-        import ninja
+def _compile(lines: list[str], rule: str, source: Path) -> str:
+    """Adds the compile of one file to `lines` and returns the object."""
+    path = str(source).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+    lines.append(f"build {source.stem}.{rule}.o: {rule} {path}")
+    return f"{source.stem}.{rule}.o"
 
-        program = str(Path(ninja.BIN_DIR) / "ninja")
-    except ImportError:
-        program = shutil.which("ninja") or ""
-    if not program:
-        raise SystemExit(f"error: the build needs ninja: pip install {BUILD_REQUIREMENTS}")
-    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    if subprocess.run([program, "-C", str(folder), *jobs], check=False).returncode:
-        raise SystemExit("error: the compiler's messages above say what failed")
+
+def _quote(command: list[str]) -> str:
+    """For the shell that ninja starts, in ninja's own writing."""
+    return shlex.join(command).replace("$", "$$")
 
 
 def _write_if_new(path: Path, text: str) -> None:
-    """Leaves the file's time alone where nothing has changed, so that ninja rebuilds nothing."""
+    """Leaves the file's time alone where nothing has changed, so that nothing is compiled again for it."""
     if not path.is_file() or path.read_text() != text:
         path.write_text(text)
-
-
-def _first_line(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()[0]

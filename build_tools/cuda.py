@@ -7,7 +7,6 @@ link passes: wrapper scripts, half toolkits and host compilers that are too new 
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -19,7 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHITECTURES = "7.5 8.0 9.0+PTX"
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0+PTX")
 FIRST_MAJOR_ON_PYPI = 13  # before CUDA 13 the packages on PyPI hold no nvcc
 COMPILER_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
 
@@ -42,28 +41,34 @@ def wish() -> str:
     """GID_CUDA: "0" CPU kernels alone, "1" CUDA kernels or an error, "" CUDA kernels where a compiler is found."""
     value = os.environ.get("GID_CUDA", "")
     if value not in ("", "0", "1"):
-        raise SystemExit(f"error: GID_CUDA is {value!r}: set it to 0 (CPU kernels alone), 1 (CUDA kernels) or leave it out")
+        raise SystemExit(f"error: GID_CUDA is {value!r}: set 0 (CPU kernels alone), 1 (CUDA kernels too) or nothing")
     return value
 
 
-@functools.cache
-def find_toolkit(torch_cuda: str | None, host_compiler: str) -> tuple[Toolkit | None, str]:
-    """The compiler to use for a torch with CUDA `torch_cuda` ("13.2"), or None and one sentence that says why not."""
+def hindrance(torch_cuda: str | None) -> str:
+    """Why CUDA kernels cannot be built, whatever compiler there is; empty where they can. `torch_cuda`: "13.2"."""
     if wish() == "0":
-        return None, "GID_CUDA=0 was set at build time; build again without it"
+        return "GID_CUDA=0 was set when gid_cuda was built; build again without it"
     if not sys.platform.startswith("linux"):
-        return None, "CUDA kernels are built on Linux only"
+        return "CUDA kernels are built on Linux only"
     if torch_cuda is None:
-        return None, "the torch at build time had no CUDA; install a CUDA build of torch and build again"
+        return "gid_cuda was built with a torch that has no CUDA; install a CUDA build of torch and build again"
+    return ""
+
+
+def find_toolkit(torch_cuda: str, cxx: list[str]) -> tuple[Toolkit | None, str]:
+    """The compiler for a torch with this CUDA and this C++ compiler, or None and a sentence: why not, what mends it."""
     reasons = []
     for path, origin in _candidates(torch_cuda):
-        found = _probe(path, origin, torch_cuda, host_compiler)
+        found = _probe(path, origin, torch_cuda, cxx)
         if isinstance(found, Toolkit):
             return found, ""
         reasons.append(found)
     major = torch_cuda.split(".")[0]
     why = "; ".join(reasons) if reasons else f"no CUDA {major} compiler was found"
-    return None, f"{why}; install the CUDA {major} toolkit, set CUDA_HOME to it, and build again"
+    packages = " ".join(f'"{package}"' for package in compiler_packages(torch_cuda))
+    pip = f" or run `python -m pip install {packages}`" if packages else ""
+    return None, f"{why}; set CUDA_HOME to a CUDA {major} toolkit{pip}, then build again"
 
 
 def compiler_packages(torch_cuda: str) -> list[str]:
@@ -85,64 +90,61 @@ def compiler_packages(torch_cuda: str) -> list[str]:
 def architectures(toolkit: Toolkit) -> list[str]:
     """The GPU architectures to build for, as "8.0" or "9.0+PTX"."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    if wanted:
-        source = "TORCH_CUDA_ARCH_LIST"
-    else:
-        wanted, source = _visible_architectures(toolkit), "the default"
-    chosen = list(dict.fromkeys(re.split(r"[\s;,]+", wanted.strip(" ;,"))))
     known = _known_architectures(toolkit)
+    if not wanted.strip(" ;,"):
+        return _visible_architectures(known) or [name for name in DEFAULT_ARCHITECTURES if _is_known(name, known)]
+    chosen = list(dict.fromkeys(re.split(r"[\s;,]+", wanted.strip(" ;,"))))
     for entry in chosen:
-        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", entry)
-        if not match or match[1] + match[2] not in known:
+        if not _is_known(entry, known):
             numbers = " ".join(f"{name[:-1]}.{name[-1]}" for name in known)
             raise SystemExit(
-                f"error: {source} has {entry!r}, which CUDA {toolkit.version} cannot build for; "
+                f"error: TORCH_CUDA_ARCH_LIST has {entry!r}, which CUDA {toolkit.version} cannot build for; "
                 f"it takes any of {numbers}, each with an optional +PTX, separated by spaces or semicolons"
             )
     return chosen
 
 
-def architecture_flags(chosen: list[str]) -> list[str]:
-    flags = []
+def flags(chosen: list[str]) -> list[str]:
+    """nvcc's flags for these architectures."""
+    found = []
     for entry in chosen:
         number = entry.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        found.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if entry.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
-
-
-def _candidates(torch_cuda: str) -> list[tuple[Path, str]]:
-    found = []
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(name):
-            found.append((Path(os.environ[name]) / "bin" / "nvcc", name))
-    on_path = shutil.which("nvcc")
-    if on_path:
-        found.append((Path(on_path), "PATH"))
-    usual = Path("/usr/local/cuda/bin/nvcc")
-    if usual.is_file():
-        found.append((usual, "/usr/local/cuda"))
-    packages = importlib.util.find_spec("nvidia")
-    for folder in (packages.submodule_search_locations or []) if packages else []:
-        nvcc = Path(folder) / f"cu{torch_cuda.split('.')[0]}" / "bin" / "nvcc"
-        if nvcc.is_file():
-            found.append((nvcc, "PyPI packages"))
+            found.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return found
 
 
-def _probe(path: Path, origin: str, torch_cuda: str, host_compiler: str) -> Toolkit | str:
+def _candidates(torch_cuda: str) -> list[tuple[Path, str]]:
+    """Every nvcc there is, best first, with the place that it was found in."""
+    places = [(Path(os.environ[name]) / "bin", name) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        places.append((Path(on_path).parent, "PATH"))
+    places.append((Path("/usr/local/cuda/bin"), "/usr/local/cuda"))
+    packages = importlib.util.find_spec("nvidia")
+    for folder in (packages.submodule_search_locations or []) if packages else []:
+        places.append((Path(folder) / f"cu{torch_cuda.split('.')[0]}" / "bin", "PyPI packages"))
+    found: dict[Path, tuple[Path, str]] = {}
+    for folder, origin in places:
+        nvcc = folder / "nvcc"
+        if nvcc.is_file() or origin.startswith("CUDA_"):  # a wrong CUDA_HOME is worth a word
+            found.setdefault(nvcc.resolve(), (nvcc, origin))
+    return list(found.values())
+
+
+def _probe(path: Path, origin: str, torch_cuda: str, cxx: list[str]) -> Toolkit | str:
     """The toolkit around an nvcc, or why it cannot be used."""
     name = f"{path} (from {origin})"
     answer = _run([str(path), "--version"])
     release = re.search(r"release (\d+\.\d+)", answer.stdout)
-    if not release:
-        return f"{name} does not run"
+    if not path.is_file() or not release:
+        return f"{name} does not {'run' if path.is_file() else 'exist'}"
     if release[1].split(".")[0] != torch_cuda.split(".")[0]:
         return f"{name} is CUDA {release[1]}, torch has CUDA {torch_cuda}"
     command = [str(path)]
     if "NVCC_CCBIN" not in os.environ:  # which nvcc reads itself
-        command += ["-ccbin", host_compiler]
+        command += ["-ccbin", cxx[-1]]
     command += [f"-L{folder}" for folder in _library_folders(path)]
     problem = _try_compile(command)
     if problem:
@@ -178,17 +180,20 @@ def _known_architectures(toolkit: Toolkit) -> list[str]:
     return re.findall(r"compute_(\d+)\b", _run([toolkit.nvcc[0], "--list-gpu-arch"]).stdout)
 
 
-def _visible_architectures(toolkit: Toolkit) -> str:
-    """The GPUs of this machine; the default where there is none, or one that is unknown to this nvcc."""
+def _is_known(entry: str, known: list[str]) -> bool:
+    match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", entry)
+    return match is not None and match[1] + match[2] in known
+
+
+def _visible_architectures(known: list[str]) -> list[str]:
+    """Those of this machine's GPUs; none where there is no GPU, or one that this nvcc does not know."""
     import torch
 
     if not torch.cuda.is_available():
-        return DEFAULT_ARCHITECTURES
-    known = _known_architectures(toolkit)
+        return []
     visible = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
-    if not all(f"{major}{minor}" in known for major, minor in visible):
-        return DEFAULT_ARCHITECTURES
-    return " ".join(f"{major}.{minor}" for major, minor in visible)
+    names = [f"{major}.{minor}" for major, minor in visible]
+    return names if all(_is_known(name, known) for name in names) else []
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Loads the compiled operators: the CPU library always, the CUDA library where this torch and this driver can run it."""
+"""Loads the compiled operators: the CPU library always, the CUDA library where this torch and driver can run it."""
 
 from __future__ import annotations
 
