@@ -1,15 +1,20 @@
 """The schema of a config file.
 
-One YAML file describes one run. `load_config` (below) reads it, follows `base:`, applies `key.path=value` overrides and
-checks every key and value against the classes here; the field comments are the reference of what each key means.
+One YAML file describes one run. `load_config` (at the end) reads it, follows `base:`, applies `key.path=value` overrides
+and checks every key and value against the classes here; the field comments are the reference of what each key means.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from gid_cuda import config_file
+from gid_cuda.errors import UserError
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -19,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """No unknown keys; what is parsed is not changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GeneratedConfig(Section):
@@ -116,6 +121,14 @@ class TrainConfig(Section):
     eval_every: NonNegativeInt = 0  # steps; 0: at the end alone
     checkpoint_every: NonNegativeInt = 0  # steps; 0: with each evaluation and at the end
 
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} cannot be cut into train.accumulate {self.accumulate} equal parts"
+            )
+        return self
+
 
 class Config(Section):
     output: Path  # the run's folder
@@ -138,3 +151,32 @@ class Config(Section):
                 "their boxes must correspond one to one, so both must be the same kind"
             )
         return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of a YAML file.
+
+    `base: other.yaml` (relative to the file) gives what the file leaves out: sections are merged key by key, lists and
+    values replaced. `overrides` are `key.path=value`, the value read as YAML, applied in order; `none` or `null`
+    switches a section off (`distill=none`: plain training).
+
+    Raises UserError: a sentence for each mistake, with the file, the key's full path, what it has and what was expected.
+    """
+    raw, origins = config_file.read_config_file(Path(path))
+    for override in overrides:
+        config_file.apply_override(raw, override, origins)
+    return config_from_dict(raw, name=str(path), origins=origins)
+
+
+def config_from_dict(raw: dict[str, Any], *, name: str, origins: config_file.Origins | None = None) -> Config:
+    """A plain dict (parsed YAML, or `config_to_dict`'s result) -> checked config; `name` stands for it in errors."""
+    config_file.none_to_null(raw, Config)
+    try:  # by way of JSON, the one strict mode of pydantic in which a list is a tuple and text is a path
+        return Config.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        raise UserError(config_file.explain(error, raw, origins or {}, Config, name)) from None
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain values alone, every default written out: what is stored beside a run and in its checkpoints."""
+    return config.model_dump(mode="json")

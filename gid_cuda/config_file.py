@@ -1,0 +1,256 @@
+"""From YAML text to a plain dict, and from a failed check to sentences. What the keys mean is in `config.py`.
+
+YAML is read by the rules of its version 1.2, not PyYAML's 1.1: `1e-3` is a number, and `no`, `off`, `012` and `12:30`
+are the text that they look like (a class may be called `no`, and `amp: off` is no truth value).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gid_cuda.errors import UserError
+
+MAX_ERRORS_SHOWN = 5
+
+KeyPath = tuple[Any, ...]
+Origins = dict[KeyPath, str]
+"""Where the value at a key path was written: a file, or the override as typed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe (no Python objects), YAML 1.2 scalars, no repeated keys, no aliases (they can blow up a small file)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not supported, use base: for shared settings",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                problem = f"the key {getattr(key, 'value', '...')!s} is not text"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     "-+.0123456789"),
+]:  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text -> plain values; `where` names the text in errors."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
+
+
+def read_config_file(path: Path, came_from: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Origins]:
+    """The file as a dict, merged over its `base:` (a path relative to the file), and where each value was written."""
+    if path.resolve() in came_from:
+        chain = " -> ".join(str(p) for p in (*came_from, path.resolve()))
+        raise UserError(f"{path}: base: goes round in a circle ({chain})")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        named_by = f" (base: of {came_from[-1]})" if came_from else ""
+        raise UserError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config file {path} is not UTF-8 text") from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config file holds `key: value` pairs, this one holds {describe(raw)}")
+    base = raw.pop("base", None)
+    if base is None:
+        merged, origins = {}, {}
+    elif isinstance(base, str):
+        merged, origins = read_config_file(path.parent / base, (*came_from, path.resolve()))
+    else:
+        raise UserError(f"{path}: base has {describe(base)}, expected the path of one other config file")
+    merge(merged, raw, origins, str(path))
+    return merged, origins
+
+
+def merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, source: str, path: KeyPath = ()) -> None:
+    """Mappings are merged key by key, everything else (lists too) is replaced; in place."""
+    for key, value in new.items():
+        origins[(*path, key)] = source
+        if isinstance(value, dict) and value:
+            if not isinstance(into.get(key), dict):
+                into[key] = {}
+            merge(into[key], value, origins, source, (*path, key))
+        elif value != {} or not isinstance(into.get(key), dict):  # `distill: {}` switches on, and clears nothing
+            into[key] = value
+
+
+def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None:
+    """`key.path=value`, the value read as YAML; in place."""
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys) or any(key != key.strip() for key in keys):
+        raise UserError(f"{override!r} is no override: write key.path=value, for example train.lr=0.02")
+    value = parse_yaml(text, f"override {override!r}")
+    section: Any = raw
+    for depth, key in enumerate(keys[:-1], start=1):
+        if section.get(key) is None or section[key] == "none":
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {describe(section)}, not a section")
+    nested: Any = value
+    for key in reversed(keys):
+        nested = {key: nested}
+    merge(raw, nested, origins, f"override {override!r}")
+
+
+def none_to_null(raw: dict[str, Any], schema: type[BaseModel]) -> None:
+    """`key: none` means null wherever the schema allows null; in place."""
+    for key, value in raw.items():
+        annotation = schema.model_fields[key].annotation if key in schema.model_fields else None
+        if value == "none" and type(None) in get_args(annotation):
+            raw[key] = None
+        elif isinstance(value, dict) and (section := _section(annotation)):
+            none_to_null(value, section)
+
+
+def explain(error: ValidationError, raw: dict[str, Any], origins: Origins, schema: type[BaseModel], name: str) -> str:
+    """One sentence an error; the first few errors, a line each. `name` stands in where no place is known."""
+    by_path: dict[KeyPath, list[Any]] = {}
+    for item in error.errors():
+        path, _ = _resolve(item["loc"], raw)
+        by_path.setdefault(item["loc"] if item["type"] == "missing" else path, []).append(item)
+    # A union gives errors for each of its members: the deepest one is about what the user meant.
+    deepest = [path for path in by_path if not any(path == other[: len(path)] != other for other in by_path if path)]
+    lines = [f"{_origin(path, origins, name)}: {_sentence(by_path[path], path, raw, schema)}" for path in deepest]
+    if len(lines) > MAX_ERRORS_SHOWN:
+        lines[MAX_ERRORS_SHOWN:] = [f"and {len(lines) - MAX_ERRORS_SHOWN} more"]
+    return "\n".join(lines)
+
+
+def describe(value: Any) -> str:
+    """A value as a user wrote it, with its type where that may surprise."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return f"the truth value {str(value).lower()}"
+    if isinstance(value, str):
+        return f"the text {_short(repr(value))}"
+    if isinstance(value, dict):
+        return "a section"
+    return f"the list {_short(str(value))}" if isinstance(value, list) else f"the number {_short(str(value))}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _resolve(loc: KeyPath, raw: Any) -> tuple[KeyPath, Any]:
+    """pydantic's location without what is not in the file (the names of union members), and the value there."""
+    path: KeyPath = ()
+    for key in loc:
+        inside = isinstance(raw, dict) and key in raw
+        if not inside and not (isinstance(raw, list) and isinstance(key, int) and key < len(raw)):
+            break
+        raw, path = raw[key], (*path, key)
+    return path, raw
+
+
+def _origin(path: KeyPath, origins: Origins, name: str) -> str:
+    while path and path not in origins:
+        path = path[:-1]
+    return origins.get(path, name)
+
+
+def dotted(path: KeyPath) -> str:
+    """("data", "classes", 0) -> data.classes[0]"""
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".")
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "path_type": "a path",
+    "model_type": "a section with keys of its own",
+    "finite_number": "a finite number",
+}
+
+
+def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel]) -> str:
+    kind, key = items[0]["type"], dotted(path)
+    if kind == "extra_forbidden":
+        return f"unknown key {key}{_nearest(path, schema)}"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "value_error":
+        return str(items[0]["ctx"]["error"])
+    _, value = _resolve(path, raw)
+    quote = f" (for text write it in quotes: '{str(value).lower()}')" if kind == "string_type" and value is not None else ""
+    return f"{key} has {describe(value)}, expected {' or '.join(dict.fromkeys(map(_expected, items)))}{quote}"
+
+
+def _expected(item: Any) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "literal_error":
+        return "one of " + context["expected"].replace(" or ", ", ")
+    if kind == "too_long":
+        return f"a list of {context['max_length']} values"
+    bounds = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
+              "less_than_equal": ("le", "at most"), "less_than": ("lt", "below")}  # fmt: skip
+    if kind in bounds:
+        name, word = bounds[kind]
+        return f"a number {word} {context[name]}"
+    return _EXPECTED.get(kind, item["msg"][:1].lower() + item["msg"][1:])
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The schema class behind `X` or `X | None`; None for a plain value."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _all_keys(schema: type[BaseModel], path: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, info in schema.model_fields.items():
+        yield (*path, name)
+        if section := _section(info.annotation):
+            yield from _all_keys(section, (*path, name))
+
+
+def _nearest(path: KeyPath, schema: type[BaseModel]) -> str:
+    """A hint: the nearest key of the same section, else one of another section, else what there is."""
+    siblings = {keys[-1]: keys for keys in _all_keys(schema) if keys[:-1] == path[:-1]}
+    for cutoff, known in [(0.6, siblings), (0.75, {keys[-1]: keys for keys in reversed(list(_all_keys(schema)))})]:
+        if match := difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=cutoff):
+            return f"; did you mean {dotted(known[match[0]])}?"
+    return f"; {dotted(path[:-1]) or 'the file'} knows " + ", ".join(siblings)
