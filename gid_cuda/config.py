@@ -1,7 +1,7 @@
 """The schema of a config file.
 
-One YAML file describes one run. `load_config` (at the end) reads it, follows `base:`, applies `key.path=value` overrides
-and checks every key and value against the classes here; the field comments are the reference of what each key means.
+One YAML file describes one run. `load_config` (at the end) reads it, follows `base:`, applies `key.path=value`
+overrides and checks every key and value against the classes here; the comments are the reference of what a key means.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DataConfig(Section):
 class InputConfig(Section):
     """The one transform of a step: torchvision's `GeneralizedRCNNTransform`. Shared by teacher and student."""
 
-    min_size: list[PositiveInt] = [800]  # shorter side; several: drawn at random in training, the last one in evaluation
+    min_size: list[PositiveInt] = [800]  # shorter side; several: one is drawn in training, the last in evaluation
     max_size: PositiveInt = 1333
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
@@ -71,8 +71,9 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small"] = "resnet50"
     weights: str | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
-    norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (training from scratch needs live)
-    trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None  # of the backbone, as torchvision; none: 3 with weights, else all
+    norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
+    # of the backbone, as torchvision counts; none: 3 with weights, else all
+    trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
     fpn_channels: PositiveInt = 256
     head_depth: PositiveInt = 4  # 3x3 convolutions of each head
     anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]  # one a level, pixels; each at 3 scales and 3 ratios
@@ -144,7 +145,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _distillation_needs_both(self) -> Config:
         if self.distill is not None and self.teacher is None:
-            raise ValueError("distill is set but teacher is not: name the teacher's backbone and weights, or set distill: none")
+            raise ValueError(
+                "distill is set but teacher is not: name the teacher's backbone and weights, or set distill: none"
+            )
         if self.distill is not None and self.teacher is not None and self.teacher.detector != self.model.detector:
             raise ValueError(
                 f"teacher.detector is {self.teacher.detector} and model.detector is {self.model.detector}: "
@@ -160,7 +163,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values replaced. `overrides` are `key.path=value`, the value read as YAML, applied in order; `none` or `null`
     switches a section off (`distill=none`: plain training).
 
-    Raises UserError: a sentence for each mistake, with the file, the key's full path, what it has and what was expected.
+    Raises UserError: a sentence for each mistake, with file, key path, what it has and what was expected.
     """
     raw, origins = config_file.read_config_file(Path(path))
     for override in overrides:

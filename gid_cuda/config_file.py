@@ -216,8 +216,9 @@ def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel]
     if kind == "value_error":
         return str(items[0]["ctx"]["error"])
     _, value = _resolve(path, raw)
-    quote = f" (for text write it in quotes: '{str(value).lower()}')" if kind == "string_type" and value is not None else ""
-    return f"{key} has {describe(value)}, expected {' or '.join(dict.fromkeys(map(_expected, items)))}{quote}"
+    in_quotes = f" (for text write it in quotes: '{str(value).lower()}')"
+    hint = in_quotes if kind == "string_type" and isinstance(value, int | float) else ""
+    return f"{key} has {describe(value)}, expected {' or '.join(dict.fromkeys(map(_expected, items)))}{hint}"
 
 
 def _expected(item: Any) -> str:
