@@ -29,4 +29,5 @@ def cuda_requirements() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(cuda_requirements()))
+    for requirement in cuda_requirements():
+        print(requirement)
