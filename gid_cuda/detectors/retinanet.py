@@ -1,0 +1,192 @@
+"""RetinaNet as distillation sees it: torchvision's model with one forward pass for features, heads and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.misc import Conv2dNormActivation
+
+from gid_cuda.detectors.backbones import PYRAMID_STRIDES
+from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, GeneralInstances, ImageList, Target
+from gid_cuda.detectors.response import classification_sum, smooth_l1_sum
+
+DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
+DEFAULT_HEAD_DEPTH = 4
+ASSIGN_IOU = 0.5  # torchvision's fg_iou_thresh
+
+
+class RetinaNet(Detector, TorchvisionRetinaNet):
+    """torchvision's RetinaNet behind the `Detector` interface; state-dict keys are torchvision's own.
+
+    Task losses are torchvision's, by its names: "classification" (focal) and "bbox_regression" (L1), means over the
+    labelled images. Under autocast the network runs in low precision; anchors, decoding and losses stay float32.
+
+    backbone: gives the levels of `PYRAMID_STRIDES` and has `out_channels`.
+    num_classes: C, without background. anchor_sizes: pixels, one a level, each at 3 scales and 3 ratios.
+    head_depth: 3x3 convolutions of each head. response_cls, response_smooth_l1_beta: see `response_losses`.
+    options: torchvision's own, e.g. min_size, max_size, image_mean, image_std, score_thresh, nms_thresh,
+        detections_per_img.
+    """
+
+    weight_notes: list[str]  # what was loaded, and what was initialised anew, one line each
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        anchor_sizes: Sequence[int] = DEFAULT_ANCHOR_SIZES,
+        head_depth: int = DEFAULT_HEAD_DEPTH,
+        response_cls: Literal["bce", "focal"] = "bce",
+        response_smooth_l1_beta: float = 0.1,
+        **options: Any,
+    ) -> None:
+        generator = _anchor_generator(anchor_sizes)
+        anchors_per_cell = generator.num_anchors_per_location()[0]
+        head = RetinaNetHead(backbone.out_channels, anchors_per_cell, num_classes)
+        if head_depth != DEFAULT_HEAD_DEPTH:
+            for branch in (head.classification_head, head.regression_head):
+                branch.conv = _conv_stack(backbone.out_channels, head_depth)
+        super().__init__(backbone, num_classes, anchor_generator=generator, head=head, **options)
+        self.num_classes = num_classes
+        self.out_channels = backbone.out_channels
+        self.anchors_per_cell = anchors_per_cell
+        self.response_cls = response_cls
+        self.response_smooth_l1_beta = response_smooth_l1_beta
+        self.weight_notes = []
+
+    def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
+        """One pass: features, heads and, where targets are given, task losses; see `Detector.forward`."""
+        features = list(self.backbone(images.tensors).values())
+        head_outputs = self.head(features)
+        outputs = DetectorOutputs(
+            features=features,
+            strides=list(PYRAMID_STRIDES),
+            logits=head_outputs["cls_logits"],
+            deltas=head_outputs["bbox_regression"],
+            coder=BoxCoder("deltas", self.box_coder.weights),
+            anchors=self._anchors(images, features),
+            image_sizes=_sizes_tensor(images),
+        )
+        if targets is not None:
+            outputs.losses = self._task_losses(outputs, targets)
+        return outputs
+
+    def _anchors(self, images: ImageList, features: list[Tensor]) -> Tensor:
+        """(R, 4) float32. Not by the generator's forward: it takes the features' type, and bfloat16 is off by pixels."""
+        height, width = images.tensors.shape[-2:]
+        grids = [list(feature.shape[-2:]) for feature in features]
+        steps = [[height // rows, width // columns] for rows, columns in grids]
+        self.anchor_generator.set_cell_anchors(torch.float32, images.tensors.device)
+        return torch.cat(self.anchor_generator.grid_anchors(grids, steps))
+
+    def _task_losses(self, outputs: DetectorOutputs, targets: Sequence[Target | None]) -> dict[str, Tensor]:
+        """torchvision's losses over the labelled images; without any, zeros that still reach every parameter."""
+        if len(targets) != len(outputs.logits):
+            raise ValueError(f"targets has {len(targets)} entries for {len(outputs.logits)} images: give one an image")
+        labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
+        if not labelled:
+            return {"classification": _empty_sum(outputs.logits), "bbox_regression": _empty_sum(outputs.deltas)}
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            head_outputs = {  # lists of images, which torchvision iterates over as over a batch
+                "cls_logits": [outputs.logits[index].float() for index, _ in labelled],
+                "bbox_regression": [outputs.deltas[index].float() for index, _ in labelled],
+            }
+            return self.compute_loss([target for _, target in labelled], head_outputs, [outputs.anchors] * len(labelled))
+
+    @torch.no_grad()
+    def assign(self, instances: GeneralInstances, outputs: DetectorOutputs) -> Tensor:
+        """Anchors with IoU >= 0.5 to a GI, and every anchor that ties a GI's best IoU, if that is > 0; (B, R) bool.
+
+        torchvision's matcher with the GIs as ground truth, except that its low-quality matches may have IoU 0.
+        Fixed shapes, no wait for the device; memory: a few float32 matrices (B, K, R).
+        """
+        iou = _batched_iou(instances.boxes.float(), outputs.anchors)
+        best = iou.amax(dim=2, keepdim=True)
+        matched = (iou >= ASSIGN_IOU) | ((iou == best) & (best > 0))
+        return (matched & instances.valid[..., None]).any(dim=1)
+
+    def response_losses(
+        self, student: DetectorOutputs, teacher: DetectorOutputs, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(cls, reg): sums over the masked boxes of `classification_sum` and smooth L1 of the deltas; eq. 8."""
+        cls = classification_sum(student.logits, teacher.logits, mask, self.response_cls)
+        reg = smooth_l1_sum(student.deltas, teacher.deltas, mask, self.response_smooth_l1_beta)
+        return cls, reg
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """Detections of raw images, as torchvision's model gives them in eval mode, also if this one is in training.
+
+        images: (3, H, W) in [0, 1], sizes may differ; brought to the detector's device.
+        Returns per image {boxes (N, 4) xyxy in its pixels, scores (N,) descending, labels (N,) in 0..C-1}.
+        """
+        if not images:
+            return []
+        was_training = self.training
+        self.eval()
+        try:
+            device = self.head.classification_head.cls_logits.weight.device
+            batch, _ = self.transform([image.to(device) for image in images])
+            outputs = self(batch)
+            with torch.autocast(device.type, enabled=False):
+                detections = self._detections(outputs, batch.image_sizes)
+                sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+                return self.transform.postprocess(detections, batch.image_sizes, sizes)
+        finally:
+            self.train(was_training)
+
+    def _detections(self, outputs: DetectorOutputs, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+        """torchvision's post-processing, which takes the head outputs level by level."""
+        per_level = [feature.shape[-2] * feature.shape[-1] * self.anchors_per_cell for feature in outputs.features]
+        head_outputs = {
+            "cls_logits": list(outputs.logits.float().split(per_level, dim=1)),
+            "bbox_regression": list(outputs.deltas.float().split(per_level, dim=1)),
+        }
+        return self.postprocess_detections(head_outputs, [list(outputs.anchors.split(per_level))] * len(sizes), sizes)
+
+
+def _anchor_generator(sizes: Sequence[int]) -> AnchorGenerator:
+    """torchvision's default scheme, three scales an octave and three ratios, for any sizes."""
+    scales = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes)
+    return AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * len(scales))
+
+
+def _conv_stack(channels: int, depth: int) -> nn.Sequential:
+    """The 3x3 convolutions of a head, named and initialised as torchvision's four are."""
+    stack = nn.Sequential(*[Conv2dNormActivation(channels, channels, norm_layer=None) for _ in range(depth)])
+    for layer in stack.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+    return stack
+
+
+def _sizes_tensor(images: ImageList) -> Tensor:
+    """(B, 2) int64 on the images' device, through pinned memory: a plain copy would make the host wait."""
+    sizes = torch.tensor([[int(height), int(width)] for height, width in images.image_sizes], dtype=torch.int64)
+    if images.tensors.is_cuda:
+        sizes = sizes.pin_memory()
+    return sizes.to(images.tensors.device, non_blocking=True)
+
+
+def _empty_sum(x: Tensor) -> Tensor:
+    """A float32 zero with zero gradient to x (x * 0 would be NaN where x is infinite)."""
+    return x.flatten()[:0].float().sum()
+
+
+def _batched_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """boxes (B, K, 4), anchors (R, 4) -> IoU (B, K, R), in torchvision's order of operations."""
+    x1, y1, x2, y2 = boxes[..., None].unbind(2)  # (B, K, 1) each
+    ax1, ay1, ax2, ay2 = anchors.unbind(1)  # (R,) each
+    width = (torch.minimum(x2, ax2) - torch.maximum(x1, ax1)).clamp_(min=0)
+    height = (torch.minimum(y2, ay2) - torch.maximum(y1, ay1)).clamp_(min=0)
+    inter = width.mul_(height)
+    union = (((x2 - x1) * (y2 - y1)) + ((ax2 - ax1) * (ay2 - ay1))).sub_(inter)
+    return inter.div_(union)
