@@ -1,0 +1,76 @@
+"""Decodes image files to RGB, whatever they are stored as."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gid_cuda.errors import UserError
+
+# Only these decoders see a file, whatever its name says: PIL has others that run programs (EPS: Ghostscript).
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # PIL opens 16-bit grey as one of these
+
+
+class UnreadableImage(UserError):
+    """This file cannot be decoded; the message names it and says why."""
+
+
+def _open(path: Path) -> Image.Image:
+    """Reads the header. More pixels than `Image.MAX_IMAGE_PIXELS` are refused before anything is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path, formats=FORMATS)
+    except FileNotFoundError:
+        raise UnreadableImage(f"{path}: not found") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UnreadableImage(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise UnreadableImage(f"{path}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not an image of a known kind ({', '.join(FORMATS)})"
+    return str(error) or type(error).__name__
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) from the header, without decoding. UnreadableImage where there is none."""
+    with _open(path) as image:
+        return image.size
+
+
+def read_image(path: Path) -> Tensor:
+    """The image as (3, H, W) uint8 RGB, in its stored pixels. UnreadableImage where it cannot be decoded.
+
+    Grey and palette images become RGB; alpha is dropped, as `Image.convert("RGB")` does; 16 bits are scaled to 8
+    (65535 becomes 255); of an animation the first picture is taken. An EXIF orientation is not applied: annotations
+    are in the stored pixels.
+    """
+    with _open(path) as image:
+        try:
+            pixels = _rgb(image)
+        except UnreadableImage:
+            raise
+        except Exception as error:
+            raise UnreadableImage(f"{path}: {_reason(error)}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in _SIXTEEN_BITS:
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns when such a palette goes to RGB at once
+    return np.array(image.convert("RGB"))

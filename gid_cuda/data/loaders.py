@@ -1,0 +1,176 @@
+"""Loaders: batches of decoded images; in training endless, shuffled, and the same whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gid_cuda.data.dataset import DetectionDataset, Sample
+from gid_cuda.data.images import UnreadableImage
+from gid_cuda.errors import UserError
+
+Draw = tuple[int, bool]
+"""What the sampler asks for: index of the image, and whether to flip it."""
+
+_MOST_UNREADABLE = 100  # images in a row; then it is not a few broken files
+
+
+@dataclass
+class Batch:
+    """B images with what is known of them.
+
+    images:     B tensors (3, H, W) uint8
+    targets:    B dicts {boxes (N, 4) float32 xyxy pixels, labels (N,) int64}, without crowds and difficult objects
+    image_ids:  B ints, the data set's own
+    paths:      B file names
+    unreadable: "path: reason" of files that could not be decoded. In training the next readable image stands in; in
+                evaluation the image is left out, so B may be smaller than asked for, even 0.
+    """
+
+    images: list[Tensor] = field(default_factory=list)
+    targets: list[dict[str, Tensor]] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def add(self, sample: Sample) -> None:
+        self.images.append(sample.image)
+        self.targets.append({"boxes": sample.boxes, "labels": sample.labels})
+        self.image_ids.append(sample.image_id)
+        self.paths.append(sample.path)
+
+    def pin_memory(self) -> Batch:
+        """Called by DataLoader where pinned memory was asked for."""
+        images = [image.pin_memory() for image in self.images]
+        targets = [{key: value.pin_memory() for key, value in target.items()} for target in self.targets]
+        return Batch(images, targets, self.image_ids, self.paths, self.unreadable)
+
+
+def hflip(sample: Sample) -> Sample:
+    """Mirrored left to right, boxes too."""
+    width = sample.image.shape[-1]
+    x1, y1, x2, y2 = sample.boxes.unbind(-1)
+    boxes = torch.stack([width - x2, y1, width - x1, y2], -1)
+    return Sample(sample.image.flip(-1), boxes, sample.labels, sample.image_id, sample.path)
+
+
+class TrainSampler(Sampler[list[Draw]]):
+    """Endless batches of draws. Draw number p of a run is a function of (seed, p) alone.
+
+    Each epoch is a permutation of all images drawn from (seed, epoch); a batch may span two epochs, so that no image
+    is left out of an epoch and all batches are of one size.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, flip: float) -> None:
+        self.length, self.batch_size, self.seed, self.start, self.flip = length, batch_size, seed, start, flip
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = self._draws()
+        while True:
+            yield [next(draws) for _ in range(self.batch_size)]
+
+    def _draws(self) -> Iterator[Draw]:
+        epoch, skip = divmod(self.start * self.batch_size, self.length)
+        while True:
+            rng = np.random.default_rng([self.seed % 2**64, epoch])
+            order = rng.permutation(self.length)[skip:].tolist()
+            flips = (rng.random(self.length) < self.flip)[skip:].tolist()
+            yield from zip(order, flips, strict=True)
+            epoch, skip = epoch + 1, 0
+
+
+class _Batches(Dataset["Batch | str"]):
+    """Makes whole batches in the worker: `__getitem__` takes what the sampler yields.
+
+    A user's mistake is returned as its sentence, because DataLoader wraps an exception in the worker's traceback.
+    """
+
+    def __init__(self, dataset: DetectionDataset, train: bool) -> None:
+        self.dataset, self.train = dataset, train
+
+    def __getitem__(self, draws: list[Draw]) -> Batch | str:
+        batch = Batch()
+        try:
+            for index, flip in draws:
+                sample = self._read(index, batch)
+                if sample is not None:
+                    batch.add(hflip(sample) if flip else sample)
+        except UserError as error:
+            return str(error)
+        return batch
+
+    def _read(self, index: int, batch: Batch) -> Sample | None:
+        tries = min(len(self.dataset), _MOST_UNREADABLE) if self.train else 1
+        for step in range(tries):
+            try:
+                return self.dataset[(index + step) % len(self.dataset)]
+            except UnreadableImage as error:
+                batch.unreadable.append(str(error))
+        if self.train:
+            raise UserError(
+                f"{tries} images in a row could not be decoded, the last one being {batch.unreadable[-1]}:"
+                " check the data set's files"
+            )
+        return None
+
+
+def _unchanged(batch: Batch | str) -> Batch | str:
+    return batch
+
+
+class Loader:
+    """Iterates over batches. In training without end (and without a length)."""
+
+    def __init__(self, loader: DataLoader[Batch | str]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def build_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    train: bool,
+    seed: int = 0,
+    start_step: int = 0,
+    hflip: float = 0.0,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches of `dataset`.
+
+    train: endless and shuffled; order and flips are a function of (seed, position in the run) alone, so that
+        `start_step=n` continues exactly after the first n batches, whatever the number of workers. Otherwise every
+        image once, in order.
+    hflip: probability of a horizontal flip; training alone.
+    """
+    sampler: Sampler[list[Draw]] | list[list[Draw]]
+    if train:
+        sampler = TrainSampler(len(dataset), batch_size, seed, start_step, hflip)
+    else:
+        every: list[Draw] = [(index, False) for index in range(len(dataset))]
+        sampler = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+    loader = DataLoader(
+        _Batches(dataset, train),
+        sampler=sampler,
+        batch_size=None,  # the sampler yields whole batches already
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(seed % 2**63),  # else an iterator draws from the global generator
+    )
+    return Loader(loader)
