@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes README's result tables from the JSON files of benchmarks/results/, between `<!-- NAME -->` and `<!-- /NAME -->`.
+"""Writes README's result tables from the JSON files of benchmarks/results/, between `<!-- NAME -->` marks.
 
     python benchmarks/readme.py [--check]         --check: change nothing, exit 1 where README and files differ
 """
