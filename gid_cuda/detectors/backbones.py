@@ -69,6 +69,7 @@ def _freeze(stages: list[nn.Module], trainable: int | None, name: str) -> None:
     if trainable is None:
         return
     if trainable > len(stages):
-        raise UserError(f"trainable_layers is {trainable}, but {name} has {len(stages)} layers: give 0 to {len(stages)}")
+        count = len(stages)
+        raise UserError(f"trainable_layers is {trainable}, but {name} has {count} layers: give 0 to {count}")
     for stage in stages[: len(stages) - trainable]:
         stage.requires_grad_(False)

@@ -37,7 +37,7 @@ def build_detector(
         )
     imagenet = model.weights is None and model.backbone_weights == "imagenet"
     if imagenet or model.weights == "coco":
-        weights.check_torchvision_normalisation("imagenet" if imagenet else "coco", input)
+        weights.check_torchvision_input("imagenet" if imagenet else "coco", input)
     pretrained = imagenet or model.weights is not None
     backbone = fpn_backbone(
         model.backbone,
@@ -68,7 +68,5 @@ def build_detector(
     elif imagenet:
         detector.weight_notes = [f"backbone_weights: imagenet, {model.backbone}; pyramid and heads initialised anew"]
     elif model.norm == "frozen":
-        detector.weight_notes = [
-            "norm: frozen without weights leaves the backbone without any normalisation: use norm: live to train from scratch"
-        ]
+        detector.weight_notes = ["norm: frozen without weights normalises nothing: norm: live starts from scratch"]
     return detector

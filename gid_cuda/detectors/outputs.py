@@ -44,7 +44,7 @@ class BoxCoder:
         """
         deltas, anchors = deltas.float(), anchors.float()
         size = anchors[:, 2:] - anchors[:, :2]
-        if self.weights != (1.0, 1.0, 1.0, 1.0):  # by column: a tensor of weights would be a copy to the device, which waits
+        if self.weights != (1.0, 1.0, 1.0, 1.0):  # by column: a tensor of weights would be a copy that waits
             deltas = torch.stack([d / w for d, w in zip(deltas.unbind(-1), self.weights, strict=True)], dim=-1)
         if self.kind == "distances":
             center = 0.5 * (anchors[:, :2] + anchors[:, 2:])

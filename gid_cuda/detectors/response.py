@@ -14,9 +14,7 @@ from torch import Tensor
 _FOCAL_ALPHA = 0.25  # torchvision's sigmoid_focal_loss
 
 
-def classification_sum(
-    student: Tensor, teacher: Tensor, mask: Tensor, kind: Literal["bce", "focal"] = "bce"
-) -> Tensor:
+def classification_sum(student: Tensor, teacher: Tensor, mask: Tensor, kind: Literal["bce", "focal"] = "bce") -> Tensor:
     """Sum over the masked boxes and all classes of L_cls between two heads; float32 scalar.
 
     With p and y the student's and the teacher's sigmoid:
@@ -39,7 +37,8 @@ def classification_sum(
 def smooth_l1_sum(student: Tensor, teacher: Tensor, mask: Tensor, beta: float) -> Tensor:
     """Sum over the masked boxes and the four deltas of smooth L1 between two heads; float32 scalar.
 
-    student, teacher: (B, R, 4); mask: (B, R) bool; beta > 0, where the parabola ends. Gradient goes to the student alone.
+    student, teacher: (B, R, 4); mask: (B, R) bool; beta: where the parabola ends, > 0.
+    Gradient goes to the student alone.
     """
     student, teacher = _masked_pair(student, teacher, mask, "deltas")
     return F.smooth_l1_loss(student, teacher, reduction="sum", beta=beta)

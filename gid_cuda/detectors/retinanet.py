@@ -34,6 +34,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         detections_per_img.
     """
 
+    class_layer = "head.classification_head.cls_logits"  # rows by anchor, then class
     weight_notes: list[str]  # what was loaded, and what was initialised anew, one line each
 
     def __init__(
@@ -79,7 +80,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         return outputs
 
     def _anchors(self, images: ImageList, features: list[Tensor]) -> Tensor:
-        """(R, 4) float32. Not by the generator's forward: it takes the features' type, and bfloat16 is off by pixels."""
+        """(R, 4) float32. The generator's own forward takes the features' type, and bfloat16 is off by pixels."""
         height, width = images.tensors.shape[-2:]
         grids = [list(feature.shape[-2:]) for feature in features]
         steps = [[height // rows, width // columns] for rows, columns in grids]
@@ -98,7 +99,8 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
                 "cls_logits": [outputs.logits[index].float() for index, _ in labelled],
                 "bbox_regression": [outputs.deltas[index].float() for index, _ in labelled],
             }
-            return self.compute_loss([target for _, target in labelled], head_outputs, [outputs.anchors] * len(labelled))
+            known = [target for _, target in labelled]
+            return self.compute_loss(known, head_outputs, [outputs.anchors] * len(known))
 
     @torch.no_grad()
     def assign(self, instances: GeneralInstances, outputs: DetectorOutputs) -> Tensor:
@@ -129,18 +131,17 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         """
         if not images:
             return []
-        was_training = self.training
-        self.eval()
-        try:
-            device = self.head.classification_head.cls_logits.weight.device
-            batch, _ = self.transform([image.to(device) for image in images])
-            outputs = self(batch)
-            with torch.autocast(device.type, enabled=False):
-                detections = self._detections(outputs, batch.image_sizes)
-                sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-                return self.transform.postprocess(detections, batch.image_sizes, sizes)
-        finally:
-            self.train(was_training)
+        if self.training:
+            self.eval()
+            try:
+                return self.predict(images)
+            finally:
+                self.train()
+        device = self.head.classification_head.cls_logits.weight.device
+        batch, _ = self.transform([image.to(device) for image in images])
+        outputs = self(batch)
+        detections = self._detections(outputs, batch.image_sizes)
+        return self.transform.postprocess(detections, batch.image_sizes, [tuple(image.shape[-2:]) for image in images])
 
     def _detections(self, outputs: DetectorOutputs, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
         """torchvision's post-processing, which takes the head outputs level by level."""

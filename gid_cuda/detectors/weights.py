@@ -18,14 +18,13 @@ from gid_cuda.errors import UserError
 if TYPE_CHECKING:
     from gid_cuda.config import InputConfig, ModelConfig
 
-TORCHVISION_MEAN = (0.485, 0.456, 0.406)  # what torchvision's weights were trained with
-TORCHVISION_STD = (0.229, 0.224, 0.225)
+State = Mapping[str, Tensor]
 
+_TORCHVISION_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of all of torchvision's weights
+_COCO_MODEL = {"backbone": "resnet50", "fpn_channels": 256, "head_depth": 4, "anchor_sizes": [32, 64, 128, 256, 512]}
 _NOT_A_CLASS = {"__background__", "n/a"}  # rows of torchvision's 91 that name nothing
-_COUNTER = ".num_batches_tracked"  # live batch norm has it, frozen has not; both load each other
-_DESIGN_KEYS = ("detector", "backbone", "fpn_channels", "head_depth", "anchor_sizes")  # of a config's model section
-
-State = dict[str, Tensor]
+_SHAPE_KEYS = ("detector", "backbone", "fpn_channels", "head_depth", "anchor_sizes")  # of a config's model section
+_COUNTER = ".num_batches_tracked"  # live batch norm has it, frozen has not; each loads the other's weights
 
 
 def imagenet_state(backbone: str) -> State:
@@ -40,120 +39,95 @@ def torchvision_state(weights: WeightsEnum) -> State:
     except Exception as error:  # no network, no space, a broken file in the cache: all are mended the same way
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"could not get torchvision's weights {weights} ({_reason(error)}): download {weights.url} by other means "
-            f"and place it in {folder}"
+            f"could not get torchvision's weights {weights} ({_reason(error)}): "
+            f"download {weights.url} by other means and place it in {folder}"
         ) from error
 
 
+def check_torchvision_input(what: str, input: InputConfig) -> None:
+    """torchvision's weights expect ImageNet's mean and std; others are refused rather than silently worse."""
+    _check_input(what, _TORCHVISION_INPUT, input)
+
+
 def load_coco(detector: nn.Module, model: ModelConfig, classes: Sequence[str]) -> list[str]:
-    """torchvision's COCO weights; class rows are gathered by name, those of other classes stay newly initialised."""
+    """torchvision's COCO weights: class rows gathered by name, those of other classes stay newly initialised.
+
+    Returns notes, one line each.
+    """
     enum = RetinaNet_ResNet50_FPN_Weights.COCO_V1
-    needed = {"backbone": "resnet50", "fpn_channels": 256, "head_depth": 4, "anchor_sizes": [32, 64, 128, 256, 512]}
-    other = [f"{key} {getattr(model, key)}" for key, value in needed.items() if getattr(model, key) != value]
-    if other:
+    if other := [f"{key} {getattr(model, key)}" for key, value in _COCO_MODEL.items() if getattr(model, key) != value]:
+        known = _listed(f"{key} {value}" for key, value in _COCO_MODEL.items())
         raise UserError(
-            f"weights: coco exists for {_listed(f'{key} {value}' for key, value in needed.items())} alone, and this config has "
-            f"{_listed(other)}: change that, give a checkpoint file, or use backbone_weights: imagenet"
+            f"weights: coco exists for {known} alone, and this config has {_listed(other)}: "
+            "change that, give a checkpoint file, or use backbone_weights: imagenet"
         )
     names = [name.casefold() for name in enum.meta["categories"]]
     rows = {name: row for row, name in enumerate(names) if name not in _NOT_A_CLASS}
     matches = [rows.get(name.casefold()) for name in classes]
-    state = _gather_rows(torchvision_state(enum), detector, matches, len(names))
-    _load(detector, state, "weights: coco", made_with={}, wanted={})
+    _load(detector, _gather_classes(torchvision_state(enum), detector, matches, len(names)), "coco")
     _absorb_zero_eps(detector)
     new = [name for name, row in zip(classes, matches, strict=True) if row is None]
     notes = [f"weights: coco, {len(classes) - len(new)} of {len(classes)} classes taken over by name"]
-    return notes + ([f"weights: coco has no class {_listed(new)}: initialised anew"] if new else [])
-
-
-def load_file(detector: nn.Module, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
-    """A checkpoint of this package, or a bare state dict as torchvision's models have it."""
-    path = Path(model.weights or "")
-    state, checkpoint = _read_file(path)
-    config = checkpoint.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    made_with = config.get("model")
-    made_with = made_with if isinstance(made_with, Mapping) else {}
-    wanted = {key: getattr(model, key) for key in _DESIGN_KEYS}
-    notes = [f"weights: {path}"]
-    own_classes = checkpoint.get("classes")
-    if own_classes is not None:
-        _check_classes(path, list(own_classes), list(classes))
-        if list(own_classes) != list(classes):
-            matches = [list(own_classes).index(name) for name in classes]
-            state = _gather_rows(state, detector, matches, len(classes))
-            notes.append(f"weights: {path} has its classes in another order: rows sorted by name")
-    else:
-        _check_class_count(path, state, detector, len(classes))
-    _check_normalisation(path, config.get("input"), input)
-    if made_with.get("anchor_sizes", wanted["anchor_sizes"]) != wanted["anchor_sizes"]:
-        raise UserError(
-            f"weights: {path} was trained with anchor_sizes {made_with['anchor_sizes']}, and this config has "
-            f"{wanted['anchor_sizes']}: set anchor_sizes to those of the weights"
-        )
-    _load(detector, state, f"weights: {path}", made_with, wanted)
+    if new:
+        notes.append(f"weights: coco has no class {_listed(new)}: initialised anew")
     return notes
 
 
-def check_torchvision_normalisation(what: str, input: InputConfig) -> None:
-    """torchvision's weights expect ImageNet's mean and std; anything else is refused rather than silently worse."""
-    _check_normalisation(what, {"mean": TORCHVISION_MEAN, "std": TORCHVISION_STD}, input)
+def load_file(detector: nn.Module, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
+    """A checkpoint of this package, or a bare state dict as torchvision's models have it. Returns notes."""
+    path = Path(str(model.weights))
+    state, checkpoint = _read_file(path)
+    config = _section(checkpoint, "config")
+    _check_model(path, _section(config, "model"), model)
+    _check_input(path, _section(config, "input"), input)
+    theirs = checkpoint.get("classes")
+    if theirs is None:
+        _check_class_count(path, state, detector)
+        _load(detector, state, path)
+        return [f"weights: {path}, a state dict without class names: taken to be in the data set's order"]
+    _check_classes(path, theirs, classes)
+    _load(detector, state, path)
+    if list(theirs) == list(classes):
+        return [f"weights: {path}"]
+    matches = [theirs.index(name) for name in classes]
+    detector.load_state_dict(_gather_classes(detector.state_dict(), detector, matches, len(classes)))
+    return [f"weights: {path}, its classes brought into the data set's order by name"]
 
 
-def _read_file(path: Path) -> tuple[State, dict[str, Any]]:
+def _read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     """(state dict, the checkpoint around it or {})."""
     if path.is_dir():
         raise UserError(f"weights: {path} is a folder: give a file, such as {path / 'best.pt'}")
     if not path.exists():
-        raise UserError(
-            f"weights: no such file: {path}: give the checkpoint of a finished run (best.pt in its output folder) or coco"
-        )
+        raise UserError(f"weights: no such file: {path}: give the best.pt of a finished run, or train that one first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it breaks
         raise UserError(
             f"weights: {path} cannot be read as a PyTorch file of plain tensors ({_reason(error)}): "
-            "it may be truncated or something else; copy or train it again"
+            "it may be truncated or of another kind; copy it again or give the best.pt of a run"
         ) from error
-    checkpoint = content if isinstance(content, dict) and isinstance(content.get("model"), Mapping) else {}
+    checkpoint = content if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else {}
     state = checkpoint.get("model", content)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
         raise UserError(
-            f"weights: {path} holds neither a checkpoint (model, classes, config) nor a state dict: give best.pt or last.pt of a run"
+            f"weights: {path} is neither a checkpoint of this package nor a state dict: give the best.pt of a run"
         )
     return state, checkpoint
 
 
-def _check_classes(path: Path, theirs: list[str], ours: list[str]) -> None:
-    if set(theirs) == set(ours) and len(theirs) == len(ours):
-        return
-    differences = []
-    if gone := [name for name in theirs if name not in ours]:
-        differences.append(f"only the weights have {_listed(gone)}")
-    if new := [name for name in ours if name not in theirs]:
-        differences.append(f"only the data has {_listed(new)}")
-    raise UserError(
-        f"weights: {path} was trained on {len(theirs)} classes and the data has {len(ours)}"
-        f"{''.join(f', {difference}' for difference in differences)}: use weights trained on this data set, "
-        "or set data.classes to theirs"
-    )
-
-
-def _check_class_count(path: Path, state: State, detector: nn.Module, count: int) -> None:
-    """A bare state dict has no names; its number of classes shows in the bias."""
-    bias = state.get("head.classification_head.cls_logits.bias")
-    if bias is None or bias.numel() % detector.anchors_per_cell:
-        return  # another architecture, which `_load` reports
-    theirs = bias.numel() // detector.anchors_per_cell
-    if theirs != count:
-        hint = " (torchvision's COCO weights: say weights: coco instead)" if theirs == 91 else ""
+def _check_model(path: Path, theirs: Mapping[str, Any], ours: ModelConfig) -> None:
+    """What the checkpoint's own config says; other anchors would fit every tensor and still be wrong."""
+    keys = [key for key in _SHAPE_KEYS if key in theirs and theirs[key] != getattr(ours, key)]
+    if keys:
+        made, wanted = [f"{key} {theirs[key]}" for key in keys], [f"{key} {getattr(ours, key)}" for key in keys]
         raise UserError(
-            f"weights: {path} has {theirs} classes and the data has {count}: use weights trained on this data set{hint}"
+            f"weights: {path} was made with {_listed(made)}, and this config has {_listed(wanted)}: "
+            "set the config to what the weights were made with"
         )
 
 
-def _check_normalisation(what: object, theirs: Any, ours: InputConfig) -> None:
-    theirs = theirs if isinstance(theirs, Mapping) else {}
+def _check_input(what: Path | str, theirs: Mapping[str, Any], ours: InputConfig) -> None:
     for key in ("mean", "std"):
         made, wanted = theirs.get(key), getattr(ours, key)
         if made is not None and any(abs(a - b) > 1e-6 for a, b in zip(made, wanted, strict=True)):
@@ -163,52 +137,83 @@ def _check_normalisation(what: object, theirs: Any, ours: InputConfig) -> None:
             )
 
 
-def _gather_rows(state: State, detector: nn.Module, matches: Sequence[int | None], count: int) -> State:
-    """The state dict with the class rows that `matches` names, one a class of ours; None keeps the detector's own.
+def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:
+    if sorted(theirs) == sorted(ours):
+        return
+    differences = ""
+    if gone := [name for name in theirs if name not in ours]:
+        differences += f", only the weights have {_listed(gone)}"
+    if new := [name for name in ours if name not in theirs]:
+        differences += f", only the data has {_listed(new)}"
+    raise UserError(
+        f"weights: {path} was trained on {len(theirs)} classes and the data has {len(ours)}{differences}: "
+        "use weights trained on this data set, or set data.classes to theirs"
+    )
 
-    Rows of the last layer go by anchor, then class: (anchors * count, ...).
+
+def _check_class_count(path: Path, state: State, detector: nn.Module) -> None:
+    """A bare state dict has no names; its number of classes shows in the bias."""
+    key = f"{detector.class_layer}.bias"
+    anchors = detector.state_dict()[key].numel() // detector.num_classes
+    if key not in state or state[key].numel() % anchors:
+        return  # another architecture, which `_load` reports
+    count = state[key].numel() // anchors
+    if count != detector.num_classes:
+        hint = ", or weights: coco if these are torchvision's" if count == 91 else ""
+        raise UserError(
+            f"weights: {path} has {count} classes and the data has {detector.num_classes}: "
+            f"use weights trained on this data set{hint}"
+        )
+
+
+def _gather_classes(state: State, detector: nn.Module, matches: Sequence[int | None], count: int) -> State:
+    """The state dict with our classes' rows: `matches` has one of its `count` classes for each of ours.
+
+    None keeps the detector's own row. Rows of the last layer go by anchor, then class.
     """
-    state = dict(state)
+    gathered = dict(state)
     kept = [index for index, row in enumerate(matches) if row is not None]
     rows = [row for row in matches if row is not None]
-    for key, own in detector.head.classification_head.cls_logits.state_dict(prefix=detector.class_prefix).items():
-        source = state[key].unflatten(0, (-1, count))
-        own = own.clone().unflatten(0, (-1, len(matches)))
-        own[:, kept] = source[:, rows]
-        state[key] = own.flatten(0, 1)
-    return state
+    for name in ("weight", "bias"):
+        key = f"{detector.class_layer}.{name}"
+        own = detector.state_dict()[key].unflatten(0, (-1, len(matches))).clone()
+        own[:, kept] = state[key].unflatten(0, (-1, count))[:, rows]
+        gathered[key] = own.flatten(0, 1)
+    return gathered
 
 
-def _load(detector: nn.Module, state: State, what: str, made_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """load_state_dict; what does not fit is told by name, with the setting that it was made with where that is known."""
+def _load(detector: nn.Module, state: State, what: Path | str) -> None:
+    """load_state_dict; what does not fit is told by name."""
     try:
         detector.load_state_dict(state)
-        return
     except RuntimeError as error:
-        cause = error
-    differing = [f"{key}: {made_with[key]}" for key in _DESIGN_KEYS if made_with.get(key, wanted.get(key)) != wanted.get(key)]
-    if differing:
+        own = {key: tuple(value.shape) for key, value in detector.state_dict().items() if not key.endswith(_COUNTER)}
+        given = {key: tuple(getattr(value, "shape", ())) for key, value in state.items() if not key.endswith(_COUNTER)}
+        kinds = {
+            "missing": [key for key in own if key not in given],
+            "unexpected": [key for key in given if key not in own],
+            "of another shape": [f"{k} {given[k]} not {own[k]}" for k in own if k in given and own[k] != given[k]],
+        }
+        told = [f"{len(keys)} tensors {kind} ({_listed(keys, most=2)})" for kind, keys in kinds.items() if keys]
         raise UserError(
-            f"{what} does not fit this detector: it was made with {_listed(differing)}; set the config to that"
-        ) from cause
-    own = {key: value.shape for key, value in detector.state_dict().items() if not key.endswith(_COUNTER)}
-    given = {key: getattr(value, "shape", None) for key, value in state.items() if not key.endswith(_COUNTER)}
-    shapes = [f"{k} {tuple(given[k] or ())} instead of {tuple(own[k])}" for k in own if k in given and own[k] != given[k]]
-    parts = {"missing": [k for k in own if k not in given], "unexpected": [k for k in given if k not in own], "of another shape": shapes}
-    told = [f"{len(keys)} tensors {kind} ({_listed(keys, most=2)})" for kind, keys in parts.items() if keys]
-    raise UserError(
-        f"{what} does not fit this detector: {'; '.join(told)}; set backbone, fpn_channels and head_depth to what it was trained with"
-    ) from cause
+            f"weights: {what} does not fit this detector, {'; '.join(told)}: "
+            "set backbone, fpn_channels and head_depth to what the weights were made with"
+        ) from error
 
 
 def _absorb_zero_eps(detector: nn.Module) -> None:
-    """torchvision's COCO_V1 weights go with eps = 0 in their frozen batch norms (its `overwrite_eps`).
+    """torchvision's COCO_V1 weights go with eps = 0 in batch norm (its `overwrite_eps`), which no state dict records.
 
-    Subtracting eps from the variance has the same effect, and the state dict alone still says everything.
+    Less eps in the variance has the same effect, and whoever loads our checkpoint has it too.
     """
     for layer in detector.modules():
         if isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d):
             layer.running_var -= layer.eps
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _reason(error: Exception) -> str:
@@ -218,5 +223,4 @@ def _reason(error: Exception) -> str:
 
 def _listed(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

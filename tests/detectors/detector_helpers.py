@@ -1,0 +1,38 @@
+"""Small detectors whose untrained heads still detect something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gid_cuda.config import InputConfig, ModelConfig
+
+
+def small_model(**changes: Any) -> ModelConfig:
+    settings = {"backbone": "resnet18", "fpn_channels": 32, "head_depth": 1, "norm": "live"}
+    return ModelConfig(**{**settings, "anchor_sizes": [16, 32, 64, 96, 128], **changes})
+
+
+def small_input(**changes: Any) -> InputConfig:
+    return InputConfig(**{"min_size": [96], "max_size": 128, **changes})
+
+
+def settle(model: nn.Module) -> None:
+    """Give an untrained torchvision-style RetinaNet what training would: fitting batch statistics and bold heads."""
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        model.backbone(torch.randn(4, 3, 96, 96))
+        head = model.head
+        for layer in head.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        head.classification_head.cls_logits.weight.mul_(0.5)
+        head.classification_head.cls_logits.bias.zero_()
+        head.regression_head.bbox_reg.weight.mul_(0.1)
+    for layer in norms:
+        layer.momentum = 0.1
