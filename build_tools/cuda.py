@@ -18,6 +18,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+BUILD_AGAIN = "`python -m pip install --no-build-isolation -e .` in the source folder"
+USUAL_FOLDER = Path("/usr/local/cuda")
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0+PTX")
 FIRST_MAJOR_ON_PYPI = 13  # before CUDA 13 the packages on PyPI hold no nvcc
 COMPILER_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
@@ -48,11 +50,11 @@ def wish() -> str:
 def hindrance(torch_cuda: str | None) -> str:
     """Why CUDA kernels cannot be built, whatever compiler there is; empty where they can. `torch_cuda`: "13.2"."""
     if wish() == "0":
-        return "GID_CUDA=0 was set when gid_cuda was built; build again without it"
+        return f"GID_CUDA=0 was set when gid_cuda was built; unset it and run {BUILD_AGAIN}"
     if not sys.platform.startswith("linux"):
         return "CUDA kernels are built on Linux only"
     if torch_cuda is None:
-        return "gid_cuda was built with a torch that has no CUDA; install a CUDA build of torch and build again"
+        return f"gid_cuda was built with a torch that has no CUDA; install one that has and run {BUILD_AGAIN}"
     return ""
 
 
@@ -68,7 +70,7 @@ def find_toolkit(torch_cuda: str, cxx: list[str]) -> tuple[Toolkit | None, str]:
     why = "; ".join(reasons) if reasons else f"no CUDA {major} compiler was found"
     packages = " ".join(f'"{package}"' for package in compiler_packages(torch_cuda))
     pip = f" or run `python -m pip install {packages}`" if packages else ""
-    return None, f"{why}; set CUDA_HOME to a CUDA {major} toolkit{pip}, then build again"
+    return None, f"{why}; set CUDA_HOME to a CUDA {major} toolkit{pip}, then run {BUILD_AGAIN}"
 
 
 def compiler_packages(torch_cuda: str) -> list[str]:
@@ -121,7 +123,7 @@ def _candidates(torch_cuda: str) -> list[tuple[Path, str]]:
     on_path = shutil.which("nvcc")
     if on_path:
         places.append((Path(on_path).parent, "PATH"))
-    places.append((Path("/usr/local/cuda/bin"), "/usr/local/cuda"))
+    places.append((USUAL_FOLDER / "bin", str(USUAL_FOLDER)))
     packages = importlib.util.find_spec("nvidia")
     for folder in (packages.submodule_search_locations or []) if packages else []:
         places.append((Path(folder) / f"cu{torch_cuda.split('.')[0]}" / "bin", "PyPI packages"))

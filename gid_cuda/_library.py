@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.machinery
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 BUILD_COMMAND = "python -m pip install -e ."
 
 try:
-    from gid_cuda import _C
+    _C = importlib.import_module("gid_cuda._C")
 except ImportError as problem:
     raise ImportError(
         f"gid_cuda's compiled operators do not load ({problem}): build them with `{BUILD_COMMAND}` in the source folder"
