@@ -148,7 +148,16 @@ class Config(Section):
             raise ValueError(
                 "distill is set but teacher is not: name the teacher's backbone and weights, or set distill: none"
             )
-        if self.distill is not None and self.teacher is not None and self.teacher.detector != self.model.detector:
+        if self.distill is None or self.teacher is None:
+            return self
+        if self.teacher.weights is None:
+            raise ValueError("teacher.weights is missing: a teacher that is not trained has nothing to teach")
+        if self.teacher.anchor_sizes != self.model.anchor_sizes:
+            raise ValueError(
+                f"teacher.anchor_sizes is {self.teacher.anchor_sizes} and model.anchor_sizes is "
+                f"{self.model.anchor_sizes}: their boxes must correspond one to one, so both must be the same"
+            )
+        if self.teacher.detector != self.model.detector:
             raise ValueError(
                 f"teacher.detector is {self.teacher.detector} and model.detector is {self.model.detector}: "
                 "their boxes must correspond one to one, so both must be the same kind"
@@ -169,6 +178,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         config_file.apply_override(raw, override, origins)
     return config_from_dict(raw, name=str(path), origins=origins)
+
+
+def require_teacher(config: Config, path: str | Path) -> None:
+    """UserError where the teacher's weights file is missing, naming the command that makes it.
+
+    path: the config's file; the config that trains the teacher is looked for beside it.
+    """
+    weights = config.teacher.weights if config.distill is not None and config.teacher is not None else None
+    if weights is None or weights == "coco" or Path(weights).exists():
+        return
+    command = "scripts/train.py --cfg CONFIG_OF_THE_TEACHER"
+    for candidate in sorted(Path(path).parent.glob("*.yaml")):
+        try:
+            if load_config(candidate).output.resolve() == Path(weights).parent.resolve():
+                command = f"scripts/train.py --cfg {candidate}"
+        except UserError:
+            continue  # another file that is not a config; this one is not about it
+    raise UserError(
+        f"teacher.weights: {weights} does not exist: train the teacher first with `{command}`, "
+        "or name another file with teacher.weights=..."
+    )
 
 
 def config_from_dict(raw: dict[str, Any], *, name: str, origins: config_file.Origins | None = None) -> Config:

@@ -1,0 +1,1 @@
+"""Training and evaluation: `trainer.train`, `evaluation.evaluate`, `checkpoint.load_detector`."""

@@ -1,0 +1,108 @@
+"""Checkpoint files: plain containers and tensors, written so that a crash never leaves half a file.
+
+    {"format": 1, "model": the detector's state dict, "classes": names, "config": the resolved config as plain values,
+     "step": steps done, "metrics": the latest evaluation or None,
+     "resume": optimizer, scaler, distillation layers, random states ... (last.pt alone)}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gid_cuda.config import Config, config_from_dict
+from gid_cuda.detectors.build import build_detector
+from gid_cuda.detectors.outputs import Detector
+from gid_cuda.errors import UserError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` to `path` in one move: what was there stays readable until the new file is whole on the disk.
+
+    Raises UserError where the disk refuses; the old file is then still there.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        with contextlib.suppress(OSError):
+            part.unlink()
+        kept = "the checkpoint that was there is intact" if path.exists() else "nothing was written"
+        reason = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} could not be written ({reason}); {kept}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """The renaming itself must reach the disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint that `save_checkpoint` wrote, on the CPU; nothing in it is executed.
+
+    Raises UserError: no such file, truncated, or something else than a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a file that is damaged or not its own
+        raise UserError(
+            f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({str(error).splitlines()[0]})"
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of gid_cuda (format {FORMAT}): scripts/train.py did not write it")
+    return content
+
+
+def load_detector(path: str | Path) -> tuple[Detector, Config, list[str]]:
+    """A trained detector in eval mode on the CPU, its config and its class names: the checkpoint alone suffices."""
+    content = load_checkpoint(path)
+    config = config_from_dict(content["config"], name=f"config inside {path}")
+    untrained = config.model.model_copy(update={"weights": None, "backbone_weights": None})  # all weights are in here
+    detector = build_detector(untrained, config.input, content["classes"])
+    try:
+        detector.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})") from None
+    return detector.eval(), config, content["classes"]
+
+
+def random_states() -> dict[str, Any]:
+    """Every generator that training draws from, as plain values."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo `random_states`. GPUs that were not there when it was saved keep their state."""
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+    random.setstate(states["python"])
+    kind, keys, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))

@@ -1,0 +1,92 @@
+"""What a run says: lines or a progress bar on the terminal, log.jsonl and TensorBoard in its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Open for one run; what an earlier, resumed run has logged after `start_step` is dropped, as it is done again."""
+
+    def __init__(self, folder: Path, *, start_step: int, steps: int, every: int) -> None:
+        self._every, self._steps, self._start = every, steps, start_step
+        self._path = folder / "log.jsonl"
+        self._drop_after(start_step)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), leave=False)
+        self._window: list[dict[str, float]] = []
+        self._images = 0
+        self._began = time.monotonic()
+        self._mark = self._began
+        self._paused = 0.0
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+
+    def say(self, text: str) -> None:
+        """A line (or several) for the person who watches."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
+        """After each step: weighted losses by name, their sum as `loss`. Every `every` steps their means are logged."""
+        self._window.append(dict(values))
+        self._images += images
+        self._bar.update(1)
+        if step % self._every and step != self._steps:
+            return
+        means = {name: sum(v[name] for v in self._window) / len(self._window) for name in values}
+        now = time.monotonic()
+        speed = self._images / max(now - self._mark, 1e-9)
+        self._window, self._images, self._mark = [], 0, now
+        self._write({"kind": "train", "step": step, "lr": lr, "images_per_s": speed, **means})
+        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in means.items())
+        if self._bar.disable:
+            left = self._remaining(step)
+            self.say(f"step {step}/{self._steps}  {losses}  lr {lr:.3g}  {speed:.1f} img/s  {left} left")
+        else:
+            self._bar.set_postfix_str(f"{losses}  lr {lr:.3g}  {speed:.1f} img/s")
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
+        """After an evaluation that took `seconds`, which count neither for speed nor for the remaining time."""
+        self._mark += seconds
+        self._paused += seconds
+        self._write({"kind": "eval", "step": step, **metrics})
+        shown = "  ".join(f"{name} {metrics[name]:.1f}" for name in ("AP", "AP50", "AP75") if metrics[name] is not None)
+        self.say(f"step {step}: {shown or 'no ground truth in the validation images, so no AP'}")
+
+    def _remaining(self, step: int) -> str:
+        training = time.monotonic() - self._began - self._paused
+        return tqdm.format_interval(training / (step - self._start) * (self._steps - step))
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the line that was being written when the process was killed
+                continue
+        self._path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""The folder of a run: who may write into it, and what a resumed run must share with the one that it goes on from.
+
+    config.yaml · log.jsonl · tensorboard/ · last.pt · best.pt · metrics.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gid_cuda.config import Config, config_to_dict
+from gid_cuda.engine.checkpoint import load_checkpoint
+from gid_cuda.errors import UserError
+
+_FILES = ("config.yaml", "log.jsonl", "last.pt", "best.pt", "metrics.json")
+
+# What decides the shape of the weights, of the optimizer's state, or the order of the images.
+_SAME_ON_RESUME = (
+    "seed", "model", "teacher", "distill", "input", "train.optimizer", "train.batch_size", "train.accumulate"
+)  # fmt: skip
+_MAY_DIFFER = ("weights", "score_thresh", "nms_thresh", "detections_per_img")
+
+
+def check_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Before anything is built: refuses a folder that holds a run, unless told what to do with it."""
+    folder = config.output
+    if resume and overwrite:
+        raise UserError("resume and overwrite exclude each other: continue the run in the folder, or begin it anew")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output: {folder} is a file, expected a folder")
+    used = [name for name in _FILES if (folder / name).exists()]
+    if used and not resume and not overwrite:
+        raise UserError(
+            f"output: {folder} already holds a run ({', '.join(used)}): continue it with --resume, begin anew with "
+            "--overwrite, or name another folder with output=..."
+        )
+    weights = config.teacher.weights if config.teacher is not None and config.distill is not None else None
+    if weights is not None and Path(weights).resolve().parent == folder.resolve():
+        raise UserError(f"teacher.weights: {weights} lies in this run's own output folder: choose another output")
+
+
+def open_folder(config: Config, *, overwrite: bool) -> Path:
+    """Once everything is built: the folder, cleared of an earlier run where told so, with this run's config.yaml."""
+    folder = config.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for name in _FILES:
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        write_text(folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
+    return folder
+
+
+def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
+    """What last.pt holds; None where there is none yet. Raises UserError where it was made by another config."""
+    path = config.output / "last.pt"
+    if not path.exists():
+        return None
+    content = load_checkpoint(path)
+    if "resume" not in content:
+        raise UserError(f"{path} has no training state, so it cannot be resumed: give it as model.weights instead")
+    if content["classes"] != classes:
+        raise UserError(
+            f"{path} was trained on the classes {', '.join(content['classes'])} and the data has {', '.join(classes)}: "
+            "resume needs the same data; begin anew with --overwrite or another output"
+        )
+    then, now = (dict(_leaves(c)) for c in (content["config"], config_to_dict(config)))
+    for key in sorted(then.keys() | now.keys()):
+        if _must_match(key) and then.get(key) != now.get(key):
+            raise UserError(
+                f"{path} was trained with {key} {_say(then.get(key))} and the config says {_say(now.get(key))}: "
+                "resume needs both the same; begin anew with --overwrite or another output"
+            )
+    return content
+
+
+def write_text(path: Path, text: str) -> None:
+    """In one move, as checkpoints."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+
+def _must_match(key: str) -> bool:
+    return key.startswith(_SAME_ON_RESUME) and not key.endswith(_MAY_DIFFER)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """({"model": {"norm": "live"}}) -> ("model.norm", "live"); a section that is switched off is a leaf."""
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+
+
+def _say(value: Any) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,161 @@
+"""From a config to what a run works with: data, device, detectors, criterion, optimizer, and their state to save."""
+
+from __future__ import annotations
+
+import random
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gid_cuda._library import cuda_missing_reason
+from gid_cuda.config import Config, DataConfig, ModelConfig
+from gid_cuda.data import DetectionDataset, build_dataset
+from gid_cuda.detectors.build import build_detector
+from gid_cuda.detectors.outputs import Detector
+from gid_cuda.distill import GID
+from gid_cuda.engine import optim
+from gid_cuda.engine.checkpoint import random_states, set_random_states
+from gid_cuda.errors import UserError
+
+
+@dataclass
+class Progress:
+    """How far a run has come; part of its checkpoint."""
+
+    step: int = 0  # steps done
+    seconds: float = 0.0  # of training, evaluations left out
+    best_ap: float = -1.0
+    best_step: int = 0
+
+
+@dataclass
+class Run:
+    """What changes while a run goes on. teacher and gid are None in plain training."""
+
+    student: Detector
+    teacher: Detector | None
+    gid: GID | None
+    parameters: list[nn.Parameter]  # those that are trained: the student's and GID's adaptation layer
+    optimizer: torch.optim.Optimizer
+    autocast: AbstractContextManager[Any]
+    scaler: torch.amp.GradScaler
+    progress: Progress = field(default_factory=Progress)
+    metrics: dict[str, Any] | None = None  # of the latest evaluation
+
+    def resume_state(self) -> dict[str, Any]:
+        """All but the student's weights, as plain containers and tensors."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "criterion": self.gid.state_dict() if self.gid is not None else None,
+            "progress": asdict(self.progress),
+            "random": random_states(),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """From a checkpoint with its training state; `restore_random` comes last, after all else has drawn."""
+        saved = content["resume"]
+        self.student.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.gid is not None:
+            self.gid.load_state_dict(saved["criterion"])
+        self.progress = Progress(**saved["progress"])
+        self.metrics = content["metrics"]
+
+
+def build_run(config: Config, classes: list[str]) -> Run:
+    """Detectors with their weights, criterion and optimizer, on the config's device."""
+    device = choose_device(config.device)
+    seed_all(config.seed)  # the student comes first: plain and distilled runs of one seed start from the same weights
+    student = _detector(config, config.model, classes, device)
+    teacher = gid = None
+    if config.distill is not None:
+        assert config.teacher is not None  # the schema has seen to it
+        teacher = _detector(config, config.teacher, classes, device).eval().requires_grad_(False)
+        gid = _criterion(config, student, teacher).to(device)
+    parameters = optim.trainable(student, gid)
+    autocast, scaler = optim.precision(config.train.amp, device)
+    optimizer = optim.build_optimizer(config.train, parameters)
+    return Run(student.train(), teacher, gid, parameters, optimizer, autocast, scaler)
+
+
+def build_data(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
+    """(training part, validation part), of the same classes in the same order."""
+    train, val = build_dataset(config, "train"), build_dataset(config, "val")
+    if train.classes != val.classes:
+        raise UserError(
+            f"data: the training part has the classes {', '.join(train.classes)} and the validation part "
+            f"{', '.join(val.classes)}: name those to use, in one order, in data.classes"
+        )
+    return train, val
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch sees no GPU here: set device=auto or device=cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+
+
+def seed_all(seed: int) -> None:
+    """Every generator that training draws from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def start_random(config: Config, content: dict[str, Any] | None) -> None:
+    """Last before the loop: building and checking have drawn different amounts in plain, distilled and resumed runs."""
+    if content is None:
+        seed_all(config.seed)
+    else:
+        set_random_states(content["resume"]["random"])
+
+
+def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
+    """What a run starts with, one line each: the first place to look when a result surprises."""
+    device = run.parameters[0].device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    missing = cuda_missing_reason() if device.type == "cuda" else None
+    kernels = f"plain PyTorch, because {missing}" if missing else device.type.upper()
+    lines = [
+        f"device: {where}; kernels: {kernels}; mixed precision: {config.train.amp if device.type == 'cuda' else 'off'}",
+        f"data: {len(train_set)} training and {len(val_set)} validation images, {len(train_set.classes)} classes: "
+        + ", ".join(train_set.classes),
+        *(f"data, training part: {note}" for note in train_set.notes),
+        *(f"data, validation part: {note}" for note in val_set.notes),
+    ]
+    detectors = [("model", config.model, run.student)]
+    if run.teacher is not None and config.teacher is not None:
+        detectors.append(("teacher", config.teacher, run.teacher))
+    for name, model, detector in detectors:
+        millions = count_parameters(detector) / 1e6
+        lines.append(f"{name}: {model.detector} {model.backbone}, {millions:.2f} M parameters")
+        lines += [f"{name}: {note}" for note in detector.weight_notes]
+    return lines
+
+
+def count_parameters(detector: nn.Module) -> int:
+    return sum(p.numel() for p in detector.parameters())
+
+
+def _detector(config: Config, model: ModelConfig, classes: list[str], device: torch.device) -> Detector:
+    response = {}
+    if config.distill is not None:
+        response["response_cls"] = config.distill.response_cls
+        response["response_smooth_l1_beta"] = config.distill.response_smooth_l1_beta
+    detector = build_detector(model, config.input, classes, **response).to(device)
+    return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
+
+
+def _criterion(config: Config, student: Detector, teacher: Detector) -> GID:
+    assert config.distill is not None
+    not_of_gid = {"method", "response_cls", "response_smooth_l1_beta", "warmup_steps"}
+    try:
+        return GID(student.out_channels, teacher.out_channels, **config.distill.model_dump(exclude=not_of_gid))
+    except ValueError as error:
+        raise UserError(f"distill: {error}") from None

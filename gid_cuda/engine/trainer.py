@@ -1,0 +1,199 @@
+"""The training loop: teacher, plain student and distilled student alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+
+from gid_cuda.config import Config, config_to_dict
+from gid_cuda.data import Batch, DetectionDataset, build_loader
+from gid_cuda.detectors.outputs import Target
+from gid_cuda.engine import checks, optim
+from gid_cuda.engine.checkpoint import save_checkpoint
+from gid_cuda.engine.evaluation import evaluate, format_metrics
+from gid_cuda.engine.log import RunLog
+from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.setup import Run, build_data, build_run, count_parameters, describe, start_random
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Train `config.model` on `config.data`, with the help of `config.teacher` where `config.distill` is set.
+
+    Everything is written to the folder `config.output`. resume: go on from the last.pt there, or begin where there is
+    none. overwrite: replace the run that is there. Returns what metrics.json holds: the metrics of the finished model
+    (percent), AP and step of the best checkpoint, parameters, seconds of training, step.
+    Raises UserError for mistakes in config, data or weights, and where a loss stops being finite.
+    """
+    check_folder(config, resume=resume, overwrite=overwrite)
+    train_set, val_set = build_data(config.data)
+    run = build_run(config, train_set.classes)
+    content = resume_content(config, train_set.classes) if resume else None
+    if content is not None:
+        run.restore(content)
+    folder = open_folder(config, overwrite=overwrite)
+    settings, progress = config.train, run.progress
+    with RunLog(folder, start_step=progress.step, steps=settings.steps, every=settings.log_every) as log:
+        for line in describe(config, run, train_set, val_set):
+            log.say(line)
+        if resume:
+            log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
+        if run.teacher is not None and content is None:
+            _check_teacher(config, run, val_set, log)
+        balance = checks.Balance(enabled=run.gid is not None and progress.step == 0)
+        batches = _batches(config, train_set, progress.step, log)
+        start_random(config, content)
+
+        while progress.step < settings.steps:
+            began = time.monotonic()
+            parts = _cut(next(batches), settings.accumulate)
+            lr = optim.learning_rate(settings, progress.step)
+            optim.set_learning_rate(run.optimizer, lr)
+            run.optimizer.zero_grad(set_to_none=True)
+            terms = []  # of each part: scalars on the device
+            for part in parts:
+                losses, others = compute_losses(config, run, *_to_device(config, run, part))
+                total = torch.stack(list(losses.values())).sum()
+                run.scaler.scale(total / len(parts)).backward()
+                terms.append({**losses, "loss": total, **others})
+            run.scaler.unscale_(run.optimizer)
+            norm = optim.gradient_norm(run.parameters, settings.clip_grad_norm)
+            values = checks.finite_values(  # the one wait for the device in a step, before any weight changes
+                terms, norm, norm_may_overflow=run.scaler.is_enabled(), step=progress.step + 1,
+                image_ids=[part.image_ids for part in parts],
+            )  # fmt: skip
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            progress.step += 1
+            progress.seconds += time.monotonic() - began
+            log.train(progress.step, values, lr=lr, images=settings.batch_size)
+            if warning := balance.add(values):
+                log.say(warning)
+            last = progress.step == settings.steps
+            if last or _due(progress.step, settings.eval_every):
+                _evaluate(config, run, val_set, folder, log)
+                _save(folder / "last.pt", config, run, train_set.classes)
+            elif _due(progress.step, settings.checkpoint_every):
+                _save(folder / "last.pt", config, run, train_set.classes)
+
+        if run.metrics is None or run.metrics["step"] != progress.step:  # resumed with fewer steps than were done
+            _evaluate(config, run, val_set, folder, log)
+        assert run.metrics is not None
+        log.say(format_metrics(run.metrics))
+    result = {**run.metrics, **asdict(progress), "parameters": count_parameters(run.student)}
+    write_metrics(folder, result)
+    return result
+
+
+def compute_losses(
+    config: Config, run: Run, images: ImageList, targets: list[Target]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One forward pass -> (weighted losses by name, other numbers for the log), scalars on the device."""
+    with run.autocast:
+        outputs = run.student(images, targets)
+        losses = {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
+        if run.gid is None or run.teacher is None or config.distill is None:
+            return losses, {}
+        with torch.no_grad():
+            teacher_outputs = run.teacher(images)
+        distilled, instances = run.gid(teacher_outputs, outputs, run.student, targets)
+    growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
+    losses.update({name: growth * value for name, value in distilled.items()})
+    return losses, {"instances": instances.counts.float().mean()}
+
+
+def _batches(config: Config, dataset: DetectionDataset, start_step: int, log: RunLog) -> Iterator[Batch]:
+    """The run's batches from `start_step` on; each file that cannot be read is told once."""
+    told: set[str] = set()
+    for batch in build_loader(
+        dataset,
+        batch_size=config.train.batch_size,
+        workers=config.data.workers,
+        train=True,
+        seed=config.seed,
+        start_step=start_step,
+        hflip=config.data.hflip,
+    ):
+        for problem in set(batch.unreadable) - told:
+            log.say(f"data: the next image stands in for one that cannot be read: {problem}")
+            told.add(problem)
+        yield batch
+
+
+def _cut(batch: Batch, count: int) -> list[Batch]:
+    """Equal parts of a batch, for gradient accumulation.
+
+    The mean of the parts' losses is the loss of the whole batch for the task loss, which is a mean over images. GID's
+    terms are means over instances or masked boxes of the part, and live batch norm sees the part: these come close.
+    """
+    size = len(batch.images) // count
+    return [
+        Batch(*(getattr(batch, name)[i : i + size] for name in ("images", "targets", "image_ids", "paths")))
+        for i in range(0, len(batch.images), size)
+    ]
+
+
+def _to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
+    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher."""
+    device = run.parameters[0].device
+    images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
+    targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in batch.targets]
+    image_list, targets = run.student.transform(images, targets)
+    if config.train.channels_last:
+        image_list.tensors = image_list.tensors.contiguous(memory_format=torch.channels_last)
+    return image_list, targets
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _check_teacher(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> None:
+    summary, warning = checks.teacher_check(
+        run.teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
+    )
+    log.say(summary)
+    if warning:
+        log.say(warning)
+
+
+def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog) -> None:
+    """Metrics into `run`, best.pt where they are the best so far."""
+    began = time.monotonic()
+    metrics = evaluate(
+        run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
+    )
+    for problem in metrics.pop("unreadable"):
+        log.say(f"data: left out of the evaluation, as it cannot be read: {problem}")
+    run.metrics = {"step": run.progress.step, **metrics}
+    log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)
+    if (metrics["AP"] or 0.0) > run.progress.best_ap:
+        run.progress.best_ap, run.progress.best_step = metrics["AP"] or 0.0, run.progress.step
+        _save(folder / "best.pt", config, run, dataset.classes, resumable=False)
+
+
+def _save(path: Path, config: Config, run: Run, classes: list[str], *, resumable: bool = True) -> None:
+    content = {
+        "model": run.student.state_dict(),
+        "classes": classes,
+        "config": config_to_dict(config),
+        "step": run.progress.step,
+        "metrics": run.metrics,
+    }
+    if resumable:
+        content["resume"] = run.resume_state()
+    save_checkpoint(path, content)
+
+
+def _part_size(config: Config) -> int:
+    return config.train.batch_size // config.train.accumulate
+
+
+def _device(run: Run) -> torch.device:
+    return run.parameters[0].device
