@@ -1,0 +1,17 @@
+"""The operators of General Instance Distillation, with CPU and CUDA kernels.
+
+Float32, float16 and bfloat16 in, arithmetic in float32; no host synchronisation; fixed output shapes, so CUDA graphs
+and ``torch.compile(fullgraph=True)`` work. ``gid_cuda.reference`` has the same functions in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from gid_cuda.ops import _fallback
+from gid_cuda.ops.gi_score import gi_score
+from gid_cuda.ops.pairwise_distance import pairwise_distance
+from gid_cuda.ops.roi_align import multilevel_roi_align
+from gid_cuda.ops.topk_nms import topk_nms
+
+_fallback.register()
+
+__all__ = ["gi_score", "multilevel_roi_align", "pairwise_distance", "topk_nms"]
