@@ -1,0 +1,22 @@
+"""General instance distillation: selection of instances, the three losses, their sum as the criterion `GID`."""
+
+from __future__ import annotations
+
+from .checks import check_anchors
+from .gid import GID, LOSS_NAMES
+from .kinds import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, count_kinds, instance_kinds
+from .selection import select_instances
+
+__all__ = [
+    "EMPTY",
+    "GID",
+    "LOSS_NAMES",
+    "NEGATIVE",
+    "POSITIVE",
+    "SEMI_POSITIVE",
+    "UNCOUNTED",
+    "check_anchors",
+    "count_kinds",
+    "instance_kinds",
+    "select_instances",
+]
