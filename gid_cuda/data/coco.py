@@ -7,21 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from gid_cuda.data.classes import check_selection, unknown_class
+from gid_cuda.data.folders import ImageFolder, require_file, require_folder
 from gid_cuda.data.images import UnreadableImage, image_size
-from gid_cuda.data.records import (
-    CROWD,
-    OBJECT,
-    BoxTable,
-    Flaws,
-    ImageFolder,
-    Records,
-    check_selection,
-    make_records,
-    number,
-    require_file,
-    require_folder,
-    unknown_class,
-)
+from gid_cuda.data.records import CROWD, OBJECT, BoxTable, Flaws, Records, make_records, number
 from gid_cuda.errors import UserError
 
 ELSEWHERE = "point elsewhere with data.root=..., or take configs/demo.yaml, which needs no download"
@@ -81,18 +70,22 @@ def _load(path: Path) -> dict[str, list[Any]]:
     return content
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62
+def _integer(value: object) -> int | None:
+    """An id or a size; some exporters write 7.0. None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if -(2**62) < value < 2**62 and value == int(value) else None
 
 
 def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for entry in entries:
-        if not (isinstance(entry, dict) and _is_int(entry.get("id")) and isinstance(entry.get("name"), str)):
-            raise UserError(f"{path} has a category without an integer id and a name: {str(entry)[:80]}")
-        if entry["id"] in names or entry["name"] in names.values():
-            raise UserError(f"two categories of {path} have id {entry['id']} or name {entry['name']!r}: rename one")
-        names[entry["id"]] = entry["name"]
+        key, name = (_integer(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if key is None or not (isinstance(name, str) and name and name.isprintable()):
+            raise UserError(f"{path} has a category without an integer id and a printable name: {str(entry)[:80]!a}")
+        if key in names or name in names.values():
+            raise UserError(f"two categories of {path} have id {key} or name {name!r}: make each unique")
+        names[key] = name
     if not names:
         raise UserError(f"{path} has no categories: name the classes in its list 'categories'")
     return names
@@ -109,9 +102,9 @@ def _images(
     if not entries:
         raise UserError(f"{path} lists no images: the data set is empty; give another file as annotations")
     for entry in entries:
-        if not (isinstance(entry, dict) and isinstance(entry.get("file_name"), str) and _is_int(entry.get("id"))):
-            raise UserError(f"{path} has an image without an integer id and a file_name: {str(entry)[:80]}")
-        key, name = entry["id"], entry["file_name"]
+        key, name = (_integer(entry.get("id")), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
+        if key is None or not isinstance(name, str):
+            raise UserError(f"{path} has an image without an integer id and a file_name: {str(entry)[:80]!a}")
         if key in index or key in absent:
             flaws.add("image with the id of an earlier one, skipped", f"id {key}, {name}")
             continue
@@ -119,17 +112,17 @@ def _images(
             absent.add(key)
             flaws.add(f"image missing from {folder.folder}, skipped", name)
             continue
-        size = (entry.get("width"), entry.get("height"))
-        if not all(_is_int(side) and 0 < side < 2**31 for side in size):
+        width, height = _integer(entry.get("width")) or 0, _integer(entry.get("height")) or 0
+        if not (0 < width < 2**31 and 0 < height < 2**31):
             try:
-                size = image_size(folder.folder / name)
+                width, height = image_size(folder.folder / name)
             except UnreadableImage as error:
                 absent.add(key)
                 flaws.add("unreadable image, skipped", str(error))
                 continue
         index[key] = len(files)
         files.append(name)
-        sizes.append(size)
+        sizes.append((width, height))
     if not files:
         raise UserError(
             f"none of the {len(entries)} images of {path} can be used: looked in {folder.folder} for"
@@ -146,14 +139,13 @@ def _boxes(
         if not isinstance(entry, dict):
             flaws.add("annotation that is not an object, skipped", f"annotation {position}")
             continue
-        image, category, box = entry.get("image_id"), entry.get("category_id"), entry.get("bbox")
+        image, category, box = _integer(entry.get("image_id")), _integer(entry.get("category_id")), entry.get("bbox")
         example = f"annotation {entry.get('id', position)}"
-        if not _is_int(image) or image not in index:
-            listed = _is_int(image) and image in absent
-            what = "box of an image that is missing or unreadable" if listed else "box of an image that is not listed"
-            flaws.add(what + ", skipped", f"{example}, image {image!r:.40}")
-        elif not _is_int(category) or category not in known:
-            flaws.add("box of an unknown category, skipped", f"{example}, category {category!r:.40}")
+        if image is None or image not in index:
+            which = "missing or unreadable" if image in absent else "not listed"
+            flaws.add(f"box of an image that is {which}, skipped", f"{example}, image {entry.get('image_id')!r:.40}")
+        elif category is None or category not in known:
+            flaws.add("box of an unknown category, skipped", f"{example}, category {entry.get('category_id')!r:.40}")
         elif category not in labels:  # not among the config's classes: left out by wish
             continue
         elif not isinstance(box, list) or len(box) != 4:
@@ -161,6 +153,6 @@ def _boxes(
         else:
             x, y, w, h = (number(value) for value in box)
             area = number(entry.get("area", math.nan))
-            kind = CROWD if entry.get("iscrowd") else OBJECT
+            kind = CROWD if number(entry.get("iscrowd")) == 1 else OBJECT
             table.add(index[image], (x, y, x + w, y + h), labels[category], area, kind)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ from torch.utils.data import Dataset
 
 from gid_cuda.config import DataConfig, SplitConfig
 from gid_cuda.data.coco import ELSEWHERE, read_coco
+from gid_cuda.data.folders import require_folder
 from gid_cuda.data.generated import generate
 from gid_cuda.data.images import UnreadableImage, read_image
-from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records, require_folder
+from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records, one_line
 from gid_cuda.data.voc import read_voc
 from gid_cuda.errors import UserError
 
@@ -51,7 +53,7 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.records.files)
 
     def path(self, index: int) -> Path:
-        return self.records.folder / self.records.files[index].decode()
+        return self.records.folder / os.fsdecode(self.records.files[index])
 
     def __getitem__(self, index: int) -> Sample:
         """UnreadableImage where the file cannot be decoded, or is of another size than its annotations say."""
@@ -92,7 +94,7 @@ class DetectionDataset(Dataset[Sample]):
             for number, (image, label, box, area, kind) in enumerate(columns, start=1)
         ]
         images = [
-            {"id": image, "file_name": name.decode(), "width": width, "height": height}
+            {"id": image, "file_name": os.fsdecode(name), "width": width, "height": height}
             for image, name, (width, height) in zip(self.image_ids, r.files.tolist(), r.sizes.tolist(), strict=True)
         ]
         categories = [{"id": key, "name": name} for key, name in zip(r.category_ids, r.classes, strict=True)]
@@ -114,13 +116,15 @@ def build_dataset(config: DataConfig, part: Part) -> DetectionDataset:
         records = read_coco(config.root / split.annotations, config.root / split.images, config.classes)
     else:
         records = read_voc(config, part)
-    return DetectionDataset(records, _training_notes(records, part, config))
+    return DetectionDataset(records, _part_notes(records, part, config))
 
 
-def _training_notes(records: Records, part: Part, config: DataConfig) -> list[str]:
-    if part != "train":
-        return []
-    if not (records.kinds == OBJECT).any():
+def _part_notes(records: Records, part: Part, config: DataConfig) -> list[str]:
+    """What the numbers of boxes mean for this part. UserError where there is nothing to train on."""
+    has_objects = bool((records.kinds == OBJECT).any())
+    if part == "val":
+        return [] if has_objects else [f"the validation data under {config.root} has no usable box: AP is undefined"]
+    if not has_objects:
         raise UserError(
             f"the training data under {config.root} has no usable box of {', '.join(records.classes)}:"
             " nothing could be learned from it; check data.train and data.classes"
@@ -130,5 +134,5 @@ def _training_notes(records: Records, part: Part, config: DataConfig) -> list[st
         rows = np.flatnonzero(records.kinds == kind)
         if len(rows):
             image = int(np.searchsorted(records.offsets, rows[0], side="right")) - 1
-            notes.append(f"{len(rows)} x {what}, not trained on, e.g. in {records.files[image].decode()}")
+            notes.append(f"{len(rows)} x {what}, not trained on, e.g. in {one_line(os.fsdecode(records.files[image]))}")
     return notes

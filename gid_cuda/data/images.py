@@ -57,8 +57,6 @@ def read_image(path: Path) -> Tensor:
     with _open(path) as image:
         try:
             pixels = _rgb(image)
-        except UnreadableImage:
-            raise
         except Exception as error:
             raise UnreadableImage(f"{path}: {_reason(error)}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Batch:
         return Batch(images, targets, self.image_ids, self.paths, self.unreadable)
 
 
-def hflip(sample: Sample) -> Sample:
+def mirror(sample: Sample) -> Sample:
     """Mirrored left to right, boxes too."""
     width = sample.image.shape[-1]
     x1, y1, x2, y2 = sample.boxes.unbind(-1)
@@ -99,7 +100,7 @@ class _Batches(Dataset["Batch | str"]):
             for index, flip in draws:
                 sample = self._read(index, batch)
                 if sample is not None:
-                    batch.add(hflip(sample) if flip else sample)
+                    batch.add(mirror(sample) if flip else sample)
         except UserError as error:
             return str(error)
         return batch
@@ -119,7 +120,7 @@ class _Batches(Dataset["Batch | str"]):
         return None
 
 
-def _unchanged(batch: Batch | str) -> Batch | str:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

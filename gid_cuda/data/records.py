@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gid_cuda.errors import UserError
 
 OBJECT, CROWD, DIFFICULT = 0, 1, 2
 
@@ -25,7 +21,7 @@ class Records:
     Columns instead of objects: loader processes share them, where Python objects would be copied page by page as their
     reference counts are touched.
 
-    files:  names relative to `folder`, UTF-8 bytes      sizes:  (N, 2) int32 width, height
+    files:  names relative to `folder`, os.fsencode()d   sizes:  (N, 2) int32 width, height
     boxes:  (M, 4) float32 xyxy pixels                   labels: (M,) int32, 0..C-1
     areas:  (M,) float32 pixels, as COCO splits sizes    kinds:  (M,) uint8, OBJECT, CROWD or DIFFICULT
     """
@@ -56,7 +52,9 @@ class Flaws:
         self._seen[kind] = (before + count, first)
 
     def notes(self) -> list[str]:
-        return [f"{self.source}: {count} x {kind}, e.g. {first}" for kind, (count, first) in self._seen.items()]
+        return [
+            f"{self.source}: {count} x {kind}, e.g. {one_line(first)}" for kind, (count, first) in self._seen.items()
+        ]
 
 
 @dataclass
@@ -145,95 +143,7 @@ def number(value: object) -> float:
         return math.nan
 
 
-class ImageFolder:
-    """Says which file names of an annotation file exist in the image folder, and refuses those that lead out of it.
-
-    Whole folders are listed instead of asking for each file: COCO has 118,000 of them, often on a network drive.
-    """
-
-    def __init__(self, folder: Path, named_in: Path) -> None:
-        self.folder = folder
-        self._named_in = named_in
-        self._root = Path(os.path.realpath(folder))
-        self._listed: dict[str, dict[str, bool]] = {}
-
-    def has(self, name: str) -> bool:
-        """Whether the file is there. UserError for a name that leaves the folder."""
-        parts = PurePosixPath(name.replace("\\", "/")).parts
-        if ".." in parts or "\0" in name or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
-            self._refuse(name)
-        parent, _, base = name.rpartition("/")
-        if parent not in self._listed:
-            self._listed[parent] = self._list(parent, name)
-        is_link = self._listed[parent].get(base)
-        if is_link is None:  # not listed under this spelling; the file system may take upper and lower case as one
-            try:
-                if not stat.S_ISREG(os.stat(self.folder / name).st_mode):
-                    return False
-            except (OSError, ValueError):
-                return False
-        if is_link is not False:
-            self._require_inside(self.folder / name, name)
-        return True
-
-    def stems(self) -> dict[str, str]:
-        """File names of the folder itself by their stem; .jpg wins where there are several."""
-        self._listed.setdefault("", self._list("", ""))
-        names = sorted(self._listed[""], key=lambda name: (name.lower().endswith((".jpg", ".jpeg")), name))
-        return {PurePosixPath(name).stem: name for name in names}
-
-    def _list(self, parent: str, name: str) -> dict[str, bool]:
-        where = self.folder / parent
-        self._require_inside(where, name)
-        try:
-            with os.scandir(where) as entries:
-                return {entry.name: entry.is_symlink() for entry in entries if entry.is_file()}
-        except OSError:
-            return {}
-
-    def _require_inside(self, path: Path, name: str) -> None:
-        real = Path(os.path.realpath(path))
-        if real != self._root and self._root not in real.parents:
-            self._refuse(name)
-
-    def _refuse(self, name: str) -> None:
-        raise UserError(
-            f"{self._named_in} names the image {name!r}, which leads out of the image folder {self.folder}: "
-            "names must be relative and stay inside it; mend the name, or copy the file where it is a link"
-        )
-
-
-def require_folder(path: Path, what: str, advice: str) -> None:
-    if not path.is_dir():
-        raise UserError(f"{what} not found: looked for the folder {path}{_here(path)}; {advice}")
-
-
-def require_file(path: Path, what: str, advice: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{what} not found: looked for {path}{_here(path)}; {advice}")
-
-
-def _here(path: Path) -> str:
-    return "" if path.is_absolute() else f" from {Path.cwd()}"
-
-
-def check_selection(wanted: list[str]) -> None:
-    """The config's `classes`: at least one, each once."""
-    if not wanted:
-        raise UserError("data.classes is an empty list: name at least one class, or leave it out to take all")
-    twice = [name for name in wanted if wanted.count(name) > 1]
-    if twice:
-        raise UserError(f"data.classes names {twice[0]!r} twice: name each class once")
-
-
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
-    lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=1)
-    return lower[close[0]] if close else None
-
-
-def unknown_class(name: str, known: Sequence[str], where: Path) -> UserError:
-    meant = nearest(name, known)
-    hint = f" (did you mean {meant!r}?)" if meant else ""
-    return UserError(f"data.classes names {name!r}{hint}, which {where} does not have; it has {', '.join(known)}")
+def one_line(text: str, limit: int = 200) -> str:
+    """Fit to be printed, whatever an annotation file has in it: line breaks and lone surrogates are escaped."""
+    short = text if len(text) <= limit else text[:limit] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Surface = tuple[Array, Array]
 """Signed distance to the outline in radii of the shape, positive inside; and tone: 0 first colour, 1 second."""
 
@@ -257,12 +258,12 @@ def draw_scene(width: int, height: int, rng: np.random.Generator) -> Scene:
     """
     pixels = _background(width, height, rng)
     covered = np.zeros((height, width), bool)
-    kept: list[tuple[_Layer, NDArray[np.bool_] | None]] = []
+    kept: list[tuple[_Layer, NDArray[np.bool_]]] = []
     for layer in reversed(_layers(width, height, rng)):  # from the top: what lies above decides what can be seen
         inside, own = _windows(layer, width, height)
         solid = layer.alpha[own] > 0.5
         seen = solid & ~covered[inside]
-        if layer.label is not None and seen.sum() < MIN_VISIBLE * (layer.alpha > 0.5).sum():
+        if layer.label is not None and seen.sum() <= MIN_VISIBLE * (layer.alpha > 0.5).sum():
             continue
         covered[inside] |= solid
         kept.append((layer, seen))

@@ -11,22 +11,10 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from gid_cuda.config import DataConfig, SplitConfig
+from gid_cuda.data.classes import check_selection, nearest, unknown_class
+from gid_cuda.data.folders import ImageFolder, require_file, require_folder
 from gid_cuda.data.images import UnreadableImage, image_size
-from gid_cuda.data.records import (
-    DIFFICULT,
-    OBJECT,
-    BoxTable,
-    Flaws,
-    ImageFolder,
-    Records,
-    check_selection,
-    make_records,
-    nearest,
-    number,
-    require_file,
-    require_folder,
-    unknown_class,
-)
+from gid_cuda.data.records import DIFFICULT, OBJECT, BoxTable, Flaws, Records, make_records, number
 from gid_cuda.errors import UserError
 
 _ADVICE = "VOC layout is JPEGImages, Annotations and ImageSets/Main under data.root; point elsewhere with data.root=..."
@@ -155,18 +143,13 @@ def _records(
         if not folder.has(file):
             flaws.add(f"image missing from {folder.folder}, skipped", file)
             continue
-        size = tuple(number(_text(tree.find("size"), side)) for side in ("width", "height"))
-        if not all(side > 0 and side == int(side) for side in size if math.isfinite(side)) or not all(
-            map(math.isfinite, size)
-        ):
-            try:
-                size = image_size(folder.folder / file)
-            except UnreadableImage as error:
-                flaws.add("unreadable image, skipped", str(error))
-                continue
+        try:
+            sizes.append(_size(tree) or image_size(folder.folder / file))
+        except UnreadableImage as error:
+            flaws.add("unreadable image, skipped", str(error))
+            continue
         _objects(tree, len(files), labels, one_based, table, flaws, name)
         files.append(file)
-        sizes.append((int(size[0]), int(size[1])))
     if not files:
         raise UserError(
             f"none of the {len(trees)} images of the VOC split can be used: looked in {folder.folder} for"
@@ -184,6 +167,12 @@ def _records(
     )
 
 
+def _size(tree: Element) -> tuple[int, int] | None:
+    """(width, height); None where the file does not tell."""
+    width, height = (number(_text(tree.find("size"), side)) for side in ("width", "height"))
+    return (int(width), int(height)) if 0 < width < 2**31 and 0 < height < 2**31 else None
+
+
 def _objects(
     tree: Element, image: int, labels: dict[str, int], one_based: bool, table: BoxTable, flaws: Flaws, where: str
 ) -> None:
@@ -194,6 +183,6 @@ def _objects(
         elif name in labels:  # else left out by wish
             corner = thing.find("bndbox")
             x1, y1, x2, y2 = (number(_text(corner, key)) for key in ("xmin", "ymin", "xmax", "ymax"))
-            kind = DIFFICULT if _text(thing, "difficult") == "1" else OBJECT
+            kind = DIFFICULT if number(_text(thing, "difficult")) == 1 else OBJECT
             shift = 1 if one_based else 0
             table.add(image, (x1 - shift, y1 - shift, x2, y2), labels[name], math.nan, kind)
