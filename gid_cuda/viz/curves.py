@@ -22,25 +22,20 @@ _LOG_SCALE_SPAN = 30.0  # curves whose values span more than this factor get a l
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's `log.jsonl`. A last line that is cut off (the run is being written or was killed) is left
-    out; a resumed run's entries replace those of the same or later steps before it."""
+    """The entries of a run's `log.jsonl`. A last line that is cut off (the run goes on, or was killed) is left out."""
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{run} has no log.jsonl: name the folder of a run (the `output` of its config)")
     entries: list[dict[str, Any]] = []
-    latest: dict[str, int] = {}  # step of each kind of entry
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            step, kind = int(entry["step"]), entry["kind"]
+            int(entry["step"]), entry["kind"]
         except (ValueError, TypeError, KeyError):
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number} is not an entry of a training log: {shorten(line, 60)!r}") from None
-        if step <= latest.get(kind, -1):
-            entries = [e for e in entries if e["step"] < step or (e["step"] == step and e["kind"] != kind)]
-        latest[kind] = step
         entries.append(entry)
     return entries
 

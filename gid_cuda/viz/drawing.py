@@ -150,17 +150,15 @@ def _label(
 
 
 def _places(rectangle: Rectangle, text_size: tuple[int, int], size: tuple[int, int], width: int) -> list[Rectangle]:
-    """Where a label may stand, best first: above the box, inside its top, below, inside its bottom; each from left to
-    right. Moved into the canvas."""
+    """Where a label may stand, best first: above the box, inside its top, below, inside its bottom, beside it. Moved
+    into the canvas."""
     x1, y1, x2, y2 = rectangle
     w, h = text_size
-    places = []
-    for y in (y1 - h - 1, y1 + width + 1, y2 + 2, y2 - width - h - 1):
-        for x in (x1, x2 - w, (x1 + x2 - w) // 2, x1 - w // 2, x2 - w // 2):
-            left = max(1, min(x, size[0] - w - 2))
-            top = max(1, min(y, size[1] - h - 2))
-            places.append((left, top, left + w, top + h))
-    return places
+    columns = (x1, x2 - w, (x1 + x2 - w) // 2, x1 - w // 2, x2 - w // 2)
+    corners = [(x, y) for y in (y1 - h - 1, y1 + width + 1, y2 + 2, y2 - width - h - 1) for x in columns]
+    corners += [(x, y) for y in (y1, y2 - h, (y1 + y2 - h) // 2) for x in (x2 + 3, x1 - w - 4)]
+    inside = [(max(1, min(x, size[0] - w - 2)), max(1, min(y, size[1] - h - 2))) for x, y in corners]
+    return [(left, top, left + w, top + h) for left, top in inside]
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> int:

@@ -34,9 +34,9 @@ def read_metrics(run: Path) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path} is not JSON: the file is damaged, evaluate or train this run again") from None
-    missing = [key for key in _KEYS if not isinstance(metrics, dict) or not isinstance(metrics.get(key), (int, float))]
+    missing = [key for key in _KEYS if not isinstance(metrics, dict) or key not in metrics]
     if missing:
-        raise UserError(f"{path} has no number for {', '.join(missing)}: it was not written by the trainer")
+        raise UserError(f"{path} has no {', '.join(missing)}: it was not written by the trainer")
     return metrics
 
 
@@ -82,13 +82,19 @@ def comparison_table(
     for name, values in zip(names, metrics, strict=True):
         differences = () if base is None else tuple(_difference(values, base, key) for key in ("AP", "AP50"))
         size, seconds = f"{values['parameters'] / 1e6:.2f}", f"{values['seconds']:.0f}"
-        rows.append((name, size, f"{values['AP']:.1f}", f"{values['AP50']:.1f}", *differences, seconds))
+        rows.append((name, size, _number(values["AP"]), _number(values["AP50"]), *differences, seconds))
     return _layout(rows, markdown)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"  # none: no ground truth to count
 
 
 def _difference(values: dict[str, Any], base: dict[str, Any], key: str) -> str:
     """Of the numbers as they are shown, so that the table adds up."""
-    return "" if values is base else f"{round(round(values[key], 1) - round(base[key], 1), 1) + 0.0:+.1f}"  # no -0.0
+    if values is base or values[key] is None or base[key] is None:
+        return ""
+    return f"{round(round(values[key], 1) - round(base[key], 1), 1) + 0.0:+.1f}"  # + 0.0: no "-0.0"
 
 
 def _layout(rows: Sequence[tuple[str, ...]], markdown: bool) -> str:

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""One table of several runs: parameters, AP, AP50, the difference to the plain run, seconds of training.
+
+    python scripts/compare.py runs/demo/teacher runs/demo/student runs/demo/distilled --names teacher plain distilled
+
+The plain run is the one with a distilled run's model and without distillation, unless --baseline names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gid_cuda.errors import UserError
+from gid_cuda.viz.table import comparison_table, run_names
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--names", nargs="+", help="what to call the runs (default: their folders' names)")
+    parser.add_argument("--baseline", metavar="NAME", help="the run that the others are compared with")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    arguments = parser.parse_args()
+    names = run_names(arguments.runs, arguments.names)
+    print(comparison_table(arguments.runs, names, baseline=arguments.baseline, markdown=arguments.markdown))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,147 @@
+"""The GI-score heat map, and the picture of general instances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from torch import Tensor
+
+from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs
+from gid_cuda.viz.instances import STYLES, InstancesOfImage, gi_heat_map, instances_figure
+
+STRIDES, PER_CELL = (8, 16), 3
+
+
+def outputs_of(height: int, width: int, *, seen: tuple[int, int] | None = None) -> DetectorOutputs:
+    """Anchors of torchvision's kind: centres at multiples of the stride, ordered by level, row, column, shape."""
+    features, anchors = [], []
+    for stride in STRIDES:
+        h, w = height // stride, width // stride
+        features.append(torch.zeros(1, 4, h, w))
+        y, x = torch.meshgrid(torch.arange(h) * stride, torch.arange(w) * stride, indexing="ij")
+        center = torch.stack([x, y], dim=-1).reshape(-1, 1, 2).float()
+        half = torch.arange(1, PER_CELL + 1).view(1, -1, 1) * stride
+        anchors.append(torch.cat([center - half, center + half], dim=-1).reshape(-1, 4))
+    anchors = torch.cat(anchors)
+    empty = torch.zeros(1, len(anchors), 2)
+    sizes = torch.tensor([seen or (height, width)])
+    return DetectorOutputs(features, list(STRIDES), empty, empty.repeat(1, 1, 2), BoxCoder("deltas"), anchors, sizes)
+
+
+def scores_with(outputs: DetectorOutputs, level: int, row: int, column: int, shape: int, value: float = 0.7) -> Tensor:
+    scores = torch.zeros(len(outputs.anchors))
+    cells = [f.shape[2] * f.shape[3] for f in outputs.features]
+    cell = sum(cells[:level]) + row * outputs.features[level].shape[3] + column
+    scores[cell * PER_CELL + shape] = value
+    return scores
+
+
+@pytest.mark.parametrize("level, row, column", [(0, 3, 5), (1, 1, 4), (0, 0, 0), (0, 7, 11), (1, 3, 5)])
+def test_the_peak_is_at_the_anchor_centre(level, row, column):
+    outputs = outputs_of(64, 96)
+    heat = gi_heat_map(scores_with(outputs, level, row, column, 2), outputs, 0, (64, 96))
+    assert heat.shape == (64, 96)
+    peak = divmod(int(heat.argmax()), 96)
+    stride = STRIDES[level]
+    assert abs(peak[0] + 0.5 - row * stride) <= 0.5 and abs(peak[1] + 0.5 - column * stride) <= 0.5
+    assert 0.7 * (1 - 0.5 / stride) ** 2 - 1e-6 <= heat.max() <= 0.7  # half a pixel beside the centre
+    far = heat.clone()
+    far[max(0, (row - 1) * stride) : (row + 1) * stride, max(0, (column - 1) * stride) : (column + 1) * stride] = 0
+    rows = slice((outputs.features[level].shape[2] - 1) * stride, None)  # continued beyond the last centres
+    columns = slice((outputs.features[level].shape[3] - 1) * stride, None)
+    far[rows], far[:, columns] = 0, 0
+    assert far.max() == 0
+
+
+def test_a_pixel_takes_the_maximum_over_shapes_and_levels():
+    outputs = outputs_of(64, 96)
+    few = scores_with(outputs, 0, 2, 4, 0, 0.2) + scores_with(outputs, 0, 2, 4, 1, 0.5)
+    both = few + scores_with(outputs, 1, 1, 2, 2, 0.9)  # the same place, a level up
+    assert gi_heat_map(few, outputs, 0, (64, 96))[16, 32] == pytest.approx(0.5 * (1 - 0.5 / 8) ** 2)
+    assert gi_heat_map(both, outputs, 0, (64, 96))[16, 32] == pytest.approx(0.9 * (1 - 0.5 / 16) ** 2)
+
+
+def test_it_is_given_in_the_pixels_of_the_image_file_and_without_the_padding():
+    outputs = outputs_of(64, 96, seen=(48, 80))  # the network saw the image at 48x80, padded to 64x96
+    heat = gi_heat_map(scores_with(outputs, 0, 3, 5, 0), outputs, 0, (96, 160))
+    peak = divmod(int(heat.argmax()), 160)
+    assert abs(peak[0] + 0.5 - 2 * 24) <= 0.5 and abs(peak[1] + 0.5 - 2 * 40) <= 0.5
+    outside = gi_heat_map(scores_with(outputs, 0, 7, 11, 0), outputs, 0, (96, 160))
+    assert outside.max() == 0
+
+
+def test_a_single_cell_covers_all_and_nan_is_nothing():
+    outputs = outputs_of(16, 16)
+    scores = scores_with(outputs, 1, 0, 0, 1)
+    scores[0] = torch.nan
+    assert torch.equal(gi_heat_map(scores, outputs, 0, (10, 10)), torch.full((10, 10), 0.7))
+
+
+def test_boxes_that_do_not_fit_the_feature_maps_are_refused():
+    outputs = outputs_of(64, 96)
+    with pytest.raises(ValueError, match="350 boxes cannot be laid out over feature maps"):
+        gi_heat_map(torch.zeros(350), outputs, 0, (64, 96))
+
+
+def instances(count: int = 4) -> InstancesOfImage:
+    boxes = torch.tensor([[20.0, 20, 60, 60], [90, 10, 150, 50], [30, 80, 70, 110], [110, 70, 150, 110]])[:count]
+    heat = torch.zeros(120, 160)
+    heat[90:, 120:] = 0.8
+    kinds = ["positive", "semi-positive", "negative", "uncounted"][:count]
+    return InstancesOfImage("best.pt", boxes, torch.linspace(0.8, 0.2, count), kinds, heat)
+
+
+def pixels(figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def near(image: np.ndarray, colour: str) -> np.ndarray:
+    target = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return (np.abs(image - target).max(axis=2) < 40).any(axis=None)
+
+
+def test_every_kind_that_is_there_has_its_colour_in_picture_and_legend():
+    image = torch.full((3, 120, 160), 90, dtype=torch.uint8)
+    truth = torch.tensor([[15.0, 15, 62, 64]])
+    drawn = pixels(instances_figure(image, truth, [instances()], "image 1"))
+    legend = drawn[-45:]
+    for colour, _, _ in STYLES.values():
+        assert near(drawn[:-45, : drawn.shape[1] // 2], colour)
+        assert near(legend, colour)
+    fewer = pixels(instances_figure(image, truth, [instances(1)], "image 1"))
+    assert near(fewer[-45:], STYLES["positive"][0]) and not near(fewer[-45:], STYLES["negative"][0])
+
+
+def test_the_heat_map_is_bright_where_the_score_is_high():
+    image = torch.full((3, 120, 160), 90, dtype=torch.uint8)
+    figure = instances_figure(image, torch.zeros(0, 4), [instances()], "image 1")
+    right = figure.axes[1]
+    drawn = pixels(figure)
+    box = right.get_window_extent()
+    panel = drawn[
+        int(drawn.shape[0] - box.y1) + 2 : int(drawn.shape[0] - box.y0) - 2, int(box.x0) + 2 : int(box.x1) - 2
+    ]
+    h, w = panel.shape[:2]
+    assert panel[-h // 8 :, -w // 8 :].sum(axis=2).mean() > 2 * panel[: h // 2, : w // 2].sum(axis=2).mean()
+
+
+def test_several_students_stand_below_each_other_on_one_scale():
+    image = torch.full((3, 120, 160), 90, dtype=torch.uint8)
+    one = instances_figure(image, torch.zeros(0, 4), [instances()], "image 1")
+    faint = instances()
+    faint.heat.mul_(0.5)
+    two = instances_figure(image, torch.zeros(0, 4), [instances(), faint], "image 1")
+    assert two.get_size_inches()[1] > 1.7 * one.get_size_inches()[1]
+    assert two.axes[1].images[1].norm.vmax == two.axes[4].images[1].norm.vmax == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("height, width", [(40, 400), (400, 40)])
+def test_no_instance_no_ground_truth_and_odd_shapes(height, width):
+    nothing = InstancesOfImage("a", torch.zeros(0, 4), torch.zeros(0), [], torch.zeros(height, width))
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    figure = instances_figure(image, torch.zeros(0, 4), [nothing], "x" * 300)
+    assert pixels(figure).shape[1] == pytest.approx(1020, abs=30) and not figure.legends
