@@ -11,6 +11,8 @@ from setuptools.build_meta import *  # noqa: F403
 
 from build_tools import cuda, host
 
+host.check_setuptools()  # before any hook of it reads pyproject.toml
+
 
 def get_requires_for_build_wheel(config_settings=None) -> list[str]:
     return [*build_meta.get_requires_for_build_wheel(config_settings), *cuda_requirements()]

@@ -6,6 +6,7 @@ traceback and setuptools' own advice.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -16,7 +17,18 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-PACKAGES = "`python -m pip install torch setuptools pybind11 ninja`"
+SETUPTOOLS = 77  # the first that reads `license = "Apache-2.0"` in pyproject.toml
+PACKAGES = f"`python -m pip install torch 'setuptools>={SETUPTOOLS}' pybind11 ninja`"
+
+
+def check_setuptools() -> None:
+    """An old one would end in a long complaint about pyproject.toml."""
+    version = importlib.metadata.version("setuptools")
+    if int(version.split(".")[0]) < SETUPTOOLS:
+        raise SystemExit(
+            f"error: the build needs setuptools {SETUPTOOLS} or newer and finds {version}: "
+            f"run {PACKAGES}, or leave out --no-build-isolation"
+        )
 
 
 def import_torch() -> ModuleType:

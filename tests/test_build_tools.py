@@ -312,6 +312,15 @@ def test_old_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         host.import_torch()
 
 
+def test_old_setuptools(monkeypatch: pytest.MonkeyPatch) -> None:
+    host.check_setuptools()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "65.5.0")
+    with pytest.raises(
+        SystemExit, match="^error: the build needs setuptools 77 or newer and finds 65.5.0: run `python"
+    ):
+        host.check_setuptools()
+
+
 def test_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match="^error: the build needs torch.*or leave out --no-build-isolation$"):
