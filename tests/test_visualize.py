@@ -1,0 +1,166 @@
+"""scripts/visualize.py and scripts/compare.py on a small distilled run."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gid_cuda.config import config_to_dict, load_config
+from gid_cuda.data import build_dataset
+from gid_cuda.detectors.build import build_detector
+from gid_cuda.engine.checkpoint import save_checkpoint
+from gid_cuda.engine.pictures import choose_images, instances_of_image
+from gid_cuda.errors import UserError
+from gid_cuda.viz.instances import STYLES
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+CPU = torch.device("cpu")
+MODEL = {
+    "backbone": "mobilenet_v3_small",
+    "norm": "live",
+    "fpn_channels": 8,
+    "head_depth": 1,
+    "anchor_sizes": [16, 32, 48, 64, 96],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with distill.yaml, plain.yaml, a teacher's and two students' checkpoints, and generated data."""
+    folder = tmp_path_factory.mktemp("run")
+    data = {"format": "generated", "root": str(folder / "data"), "generated": {"train_images": 1, "val_images": 6}}
+    raw = {
+        "output": str(folder / "unused"),
+        "data": data,
+        "input": {"min_size": [108], "max_size": 192},  # not the images' own 144: pictures must be scaled back
+        "model": MODEL,
+        "train": {"steps": 1},
+    }
+    (folder / "plain.yaml").write_text(json.dumps(raw))
+    raw["teacher"] = {**MODEL, "weights": str(folder / "teacher.pt")}
+    raw["distill"] = {"top_k": 8}
+    (folder / "distill.yaml").write_text(json.dumps(raw))
+    config = load_config(folder / "plain.yaml")
+    classes = build_dataset(config.data, "val").classes
+    for seed, name in enumerate(["teacher", "early", "late"]):
+        torch.manual_seed(seed)
+        detector = build_detector(config.model, config.input, classes)
+        torch.nn.init.normal_(detector.head.classification_head.cls_logits.weight, std=0.5)  # sure of something
+        content = {"model": detector.state_dict(), "classes": classes, "config": config_to_dict(config), "step": seed}
+        save_checkpoint(folder / f"{name}.pt", {**content, "metrics": None})
+    return folder
+
+
+def run_script(monkeypatch, name: str, *arguments: object) -> int:
+    """The script's exit status, run in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    try:
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def load(run: Path, name: str):
+    config = load_config(run / "distill.yaml", [f"teacher.weights={run / name}"])
+    return build_detector(config.teacher, config.input, build_dataset(config.data, "val").classes).eval()
+
+
+def test_what_is_drawn_is_the_selection_in_the_pixels_of_the_image(run):
+    config = load_config(run / "distill.yaml")
+    sample = build_dataset(config.data, "val")[0]
+    part = instances_of_image(
+        sample, load(run, "early.pt"), load(run, "teacher.pt"), config.distill, title="x", device=CPU
+    )
+    assert len(part.boxes) == len(part.scores) == len(part.kinds) > 0
+    assert part.heat.shape == sample.image.shape[1:]
+    assert (part.scores.diff() <= 0).all() and part.scores[0] > 0
+    limits = torch.tensor([192.0, 144, 192, 144])
+    assert (part.boxes >= 0).all() and (part.boxes <= limits + 1e-3).all()
+    assert part.boxes[:, 2:].max() > 108  # in the pixels of the image, not of the network's input
+    assert 0.5 * part.scores[0] < part.heat.max() <= 1  # the best box lies in the image, but not on a pixel's centre
+    assert set(part.kinds) <= set(STYLES)
+
+
+def test_a_student_that_equals_the_teacher_has_a_dark_map(run):
+    config = load_config(run / "distill.yaml")
+    sample = build_dataset(config.data, "val")[0]
+    teacher = load(run, "teacher.pt")
+    part = instances_of_image(sample, teacher, teacher, config.distill, title="x", device=CPU)
+    assert part.heat.max() == 0 and (part.scores == 0).all()
+
+
+def test_pictures_and_curves_in_one_call(run, monkeypatch, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.0, "loss_feature": 1.0}\n')
+    out = tmp_path / "pictures"
+    status = run_script(
+        monkeypatch, "visualize.py", "--cfg", run / "distill.yaml", "--weights", run / "early.pt", run / "late.pt",
+        "--images", 2, "--output", out, "--curves", tmp_path / "run", "--names", "a run", "--device", "cpu",
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    paths = [Path(line) for line in said.out.split()]
+    ids = build_dataset(load_config(run / "distill.yaml").data, "val").image_ids
+    assert paths == [out / f"instances_{ids[0]}.png", out / f"instances_{ids[3]}.png", out / "curves.png"]
+    for path in paths:
+        picture = np.asarray(Image.open(path))
+        assert 300 <= picture.shape[1] <= 1100 and picture.std() > 5
+
+
+def test_chosen_images(run):
+    dataset = build_dataset(load_config(run / "distill.yaml").data, "val")
+    assert choose_images(dataset, 3, []) == [0, 2, 4]
+    assert choose_images(dataset, 50, []) == list(range(6))
+    wanted = [dataset.image_ids[4], dataset.image_ids[1]]
+    assert choose_images(dataset, 3, wanted) == [4, 1]
+    with pytest.raises(UserError, match="the validation set has no image with id 12345; its ids go from"):
+        choose_images(dataset, 3, [12345])
+
+
+def other_classes(run: Path, tmp_path: Path) -> Path:
+    content = torch.load(run / "early.pt", weights_only=True)
+    content["classes"] = content["classes"][::-1]
+    torch.save(content, tmp_path / "other.pt")
+    return tmp_path / "other.pt"
+
+
+def test_mistakes(run, monkeypatch, capsys, tmp_path):
+    def error_of(*arguments: object) -> str:
+        assert run_script(monkeypatch, "visualize.py", "--output", tmp_path / "out", *arguments) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    assert "nothing to draw: give --cfg and --weights, or --curves, or both" in error_of()
+    assert "--cfg and --weights go together" in error_of("--cfg", run / "distill.yaml")
+    early, cfg = run / "early.pt", run / "distill.yaml"
+    text = error_of("--cfg", run / "plain.yaml", "--weights", early)
+    assert text.startswith("error: the config has no distill section") and "give the config of a distilled run" in text
+    text = error_of("--cfg", cfg, "--weights", other_classes(run, tmp_path))
+    assert "other.pt was trained on the classes" in text and "give the config that it was trained with" in text
+    text = error_of("--cfg", cfg, "--weights", early, "--set", "teacher.anchor_sizes=[8, 16, 32, 64, 96]")
+    assert text.startswith("error: ") and "anchor" in text
+    assert "none.pt does not exist" in error_of("--cfg", cfg, "--weights", run / "none.pt")
+    assert "has no log.jsonl" in error_of("--curves", tmp_path)
+
+
+def test_compare(monkeypatch, capsys, tmp_path):
+    for name, ap in [("teacher", 40.0), ("plain", 30.0)]:
+        (tmp_path / name).mkdir()
+        text = f'{{"AP": {ap}, "AP50": 60.0, "parameters": 11000000, "seconds": 60.0}}'
+        (tmp_path / name / "metrics.json").write_text(text)
+    runs = [tmp_path / "teacher", tmp_path / "plain"]
+    assert run_script(monkeypatch, "compare.py", *runs, "--baseline", "plain") == 0
+    assert "+10.0" in capsys.readouterr().out
+    assert run_script(monkeypatch, "compare.py", *runs, "--names", "T", "P", "--markdown") == 0
+    assert capsys.readouterr().out.startswith("| run ")
+    assert run_script(monkeypatch, "compare.py", *runs, tmp_path / "gone") == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'gone'} has no metrics.json")
