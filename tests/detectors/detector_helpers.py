@@ -26,7 +26,7 @@ def settle(model: nn.Module) -> None:
         layer.momentum = 1.0
     model.train()
     with torch.no_grad():
-        model.backbone(torch.randn(4, 3, 96, 96))
+        model.backbone(torch.randn(4, 3, 64, 64))
         head = model.head
         for layer in head.modules():
             if isinstance(layer, nn.Conv2d):

@@ -14,25 +14,29 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from gid_cuda.config import ModelConfig
 from gid_cuda.detectors import RetinaNet, build_detector
 
-SIZES = {"min_size": 96, "max_size": 128}
+SIZES = {"min_size": 64, "max_size": 96}
+INPUT = {"min_size": [64], "max_size": 96}
 OPTIONS = {"score_thresh": 0.6, "nms_thresh": 0.4, "detections_per_img": 40}
 
 
 def torchvision_model(name: str) -> TorchvisionRetinaNet:
     if name == "resnet50":
         return retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3, **SIZES, **OPTIONS)
-    extra = LastLevelP6P7(256, 256)
     backbone = resnet_fpn_backbone(
-        backbone_name=name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5, returned_layers=[2, 3, 4],
-        extra_blocks=extra,
-    )  # fmt: skip
+        backbone_name=name,
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=5,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
     return TorchvisionRetinaNet(backbone, 3, **SIZES, **OPTIONS)
 
 
 def pair(name: str) -> tuple[TorchvisionRetinaNet, RetinaNet]:
     theirs = torchvision_model(name)
     settle(theirs)
-    ours = build_detector(ModelConfig(backbone=name, norm="live", **OPTIONS), small_input(), ["a", "b", "c"])
+    ours = build_detector(ModelConfig(backbone=name, norm="live", **OPTIONS), small_input(**INPUT), ["a", "b", "c"])
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
