@@ -1,67 +1,92 @@
-// gi_score on the CPU: one pass over the logits, and exponentials only for classes that may hold a row's maximum.
+// gi_score on the CPU: one pass over the logits, sixteen classes at a time.
 #include <algorithm>
 #include <limits>
 #include <tuple>
-#include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "common/boxes.h"
 #include "common/checks.h"
-#include "common/scores.h"
+#include "cpu/simd.h"
 
 namespace gid {
 namespace {
 
-constexpr int64_t kLanes = 16;       // classes a step; separate maxima for each lane let the compiler use vector registers
-constexpr int64_t kRowsAThread = 512;  // fewer rows are not worth another thread
+constexpr int64_t kRowsAThread = 256;  // fewer rows are not worth another thread
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct RowMaxima {
-  float teacher, student, bound;
-  bool has_nan;
+// e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN.
+GID_INLINE Floats fast_exp(Floats x) {
+  const Floats y = x * 1.44269504f;              // e^x = 2^y
+  const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
+  const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
+  Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
+  power = power * f + 5.550734e-2f;
+  power = power * f + 2.4022242e-1f;
+  power = power * f + 6.9314698e-1f;
+  power = power * f + 1.0f;
+  return (Floats)((Words)power + ((Words)shifted << 23));
+}
+
+// Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.
+GID_INLINE Floats bounded(Floats x) {
+  const Floats below = x > 43.0f ? all(43.0f) : x;
+  return below < -43.0f ? all(-43.0f) : below;
+}
+
+// |sigmoid(t) - sigmoid(s)| = |e^-s - e^-t| / ((1 + e^-t) (1 + e^-s))
+GID_INLINE Floats probability_gap(Floats t, Floats s) {
+  const Floats a = fast_exp(-bounded(t)), b = fast_exp(-bounded(s));
+  return (Floats)((Words)(b - a) & 0x7fffffff) / ((1.0f + a) * (1.0f + b));
+}
+
+// Of the classes seen so far, lane by lane.
+struct Maxima {
+  Floats gap = all(0.0f), teacher = all(-kInfinity), student = all(-kInfinity);
+  Floats nan = all(0.0f);  // NaN once a gap was, else 0
 };
 
-// Reads one row (C,) of both models' logits; writes each class's bound on |sigmoid(t) - sigmoid(s)| to bounds (C,).
-template <typename T>
-RowMaxima scan_row(const T* teacher, const T* student, int64_t classes, float* bounds) {
-  float top_teacher[kLanes], top_student[kLanes], top_bound[kLanes];
-  uint32_t nan[kLanes];
-  for (int64_t lane = 0; lane < kLanes; ++lane) {
-    top_teacher[lane] = top_student[lane] = -std::numeric_limits<float>::infinity();
-    top_bound[lane] = 0.0f;
-    nan[lane] = 0;
-  }
-  const auto step = [&](int64_t start, int64_t lanes) {
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const float t = to_float(teacher[start + lane]), s = to_float(student[start + lane]);
-      const float bound = probability_gap_bound(t, s);
-      bounds[start + lane] = bound;
-      top_bound[lane] = bound > top_bound[lane] ? bound : top_bound[lane];
-      top_teacher[lane] = t > top_teacher[lane] ? t : top_teacher[lane];
-      top_student[lane] = s > top_student[lane] ? s : top_student[lane];
-      nan[lane] |= uint32_t(t != t) | uint32_t(s != s);
-    }
-  };
-  int64_t start = 0;
-  for (; start + kLanes <= classes; start += kLanes) step(start, kLanes);
-  step(start, classes - start);
-  return {*std::max_element(top_teacher, top_teacher + kLanes), *std::max_element(top_student, top_student + kLanes),
-          *std::max_element(top_bound, top_bound + kLanes), std::any_of(nan, nan + kLanes, [](uint32_t n) { return n; })};
+GID_INLINE void take(Maxima& top, Floats t, Floats s) {
+  const Floats gap = probability_gap(t, s);
+  top.gap = larger(gap, top.gap);
+  top.teacher = larger(t, top.teacher);
+  top.student = larger(s, top.student);
+  top.nan += gap * 0.0f;
 }
 
-// The largest |sigmoid(t) - sigmoid(s)| of a row without NaN. The class with the largest bound goes first: after it
-// few others can still win.
+// The largest gap of each row (C,) of logits, and whether the teacher's largest logit is above the student's.
 template <typename T>
-float largest_gap(const T* teacher, const T* student, int64_t classes, const float* bounds, float top_bound) {
-  if (top_bound == 0.0f) return 0.0f;
-  const int64_t first = std::find(bounds, bounds + classes, top_bound) - bounds;
-  float best = probability_gap(to_float(teacher[first]), to_float(student[first]));
-  for (int64_t c = 0; c < classes; ++c) {
-    if (bounds[c] > best) best = std::max(best, probability_gap(to_float(teacher[c]), to_float(student[c])));
+GID_INLINE void score_rows(
+    const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+  for (int64_t row = 0; row < rows; ++row, teacher += classes, student += classes) {
+    Maxima top;
+    int64_t c = 0;
+    for (; c + kLanes <= classes; c += kLanes) take(top, load(teacher + c), load(student + c));
+    if (c < classes) {
+      float t[kLanes], s[kLanes];
+      std::fill(t, t + kLanes, -kInfinity);
+      std::fill(s, s + kLanes, -kInfinity);
+      for (int lane = 0; c + lane < classes; ++lane) {
+        t[lane] = to_float(teacher[c + lane]);
+        s[lane] = to_float(student[c + lane]);
+      }
+      take(top, load(t), load(s));
+    }
+    const float nan = sum(top.nan);
+    scores[row] = largest(top.gap) + nan;
+    teacher_is_surer[row] = largest(top.teacher) > largest(top.student) && nan == 0.0f;
   }
-  return best;
 }
+
+#define GID_SCORE_ROWS(T)                                                                                             \
+  GID_CLONES void score_rows_of(                                                                                      \
+      const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {     \
+    score_rows(teacher, student, rows, classes, scores, teacher_is_surer);                                            \
+  }
+GID_SCORE_ROWS(float)
+GID_SCORE_ROWS(Half)
+GID_SCORE_ROWS(BFloat16)
 
 std::tuple<Tensor, Tensor> gi_score(
     const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
@@ -84,14 +109,14 @@ std::tuple<Tensor, Tensor> gi_score(
     const T* teacher = static_cast<const T*>(t.const_data_ptr());
     const T* student = static_cast<const T*>(s.const_data_ptr());
     torch::stable::parallel_for(0, images * count, kRowsAThread, [&](int64_t begin, int64_t end) {
-      std::vector<float> bounds(classes);
-      for (int64_t row = begin; row < end; ++row) {
-        const T *t_row = teacher + row * classes, *s_row = student + row * classes;
-        const RowMaxima top = scan_row(t_row, s_row, classes, bounds.data());
-        score[row] = top.has_nan ? std::numeric_limits<float>::quiet_NaN()
-                                 : largest_gap(t_row, s_row, classes, bounds.data(), top.bound);
-        box[row] = !top.has_nan && top.teacher > top.student ? from_teacher[row] : from_student[row];
-        if (size) box[row] = clip(box[row], float(size[row / count * 2]), float(size[row / count * 2 + 1]));
+      bool teacher_is_surer[kRowsAThread];
+      for (int64_t start = begin; start < end; start += kRowsAThread) {
+        const int64_t rows = std::min(kRowsAThread, end - start), offset = start * classes;
+        score_rows_of(teacher + offset, student + offset, rows, classes, score + start, teacher_is_surer);
+        for (int64_t row = start; row < start + rows; ++row) {
+          box[row] = teacher_is_surer[row - start] ? from_teacher[row] : from_student[row];
+          if (size) box[row] = clip(box[row], float(size[row / count * 2]), float(size[row / count * 2 + 1]));
+        }
       }
     });
   });
