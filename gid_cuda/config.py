@@ -180,27 +180,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config_from_dict(raw, name=str(path), origins=origins)
 
 
-def require_teacher(config: Config, path: str | Path) -> None:
-    """UserError where the teacher's weights file is missing, naming the command that makes it.
-
-    path: the config's file; the config that trains the teacher is looked for beside it.
-    """
-    weights = config.teacher.weights if config.distill is not None and config.teacher is not None else None
-    if weights is None or weights == "coco" or Path(weights).exists():
-        return
-    command = "scripts/train.py --cfg CONFIG_OF_THE_TEACHER"
-    for candidate in sorted(Path(path).parent.glob("*.yaml")):
-        try:
-            if load_config(candidate).output.resolve() == Path(weights).parent.resolve():
-                command = f"scripts/train.py --cfg {candidate}"
-        except UserError:
-            continue  # another file that is not a config; this one is not about it
-    raise UserError(
-        f"teacher.weights: {weights} does not exist: train the teacher first with `{command}`, "
-        "or name another file with teacher.weights=..."
-    )
-
-
 def config_from_dict(raw: dict[str, Any], *, name: str, origins: config_file.Origins | None = None) -> Config:
     """A plain dict (parsed YAML, or `config_to_dict`'s result) -> checked config; `name` stands for it in errors."""
     config_file.none_to_null(raw, Config)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gid_cuda.config import load_config, require_teacher
+from gid_cuda.config import load_config
+from gid_cuda.engine.setup import require_teacher
 from gid_cuda.engine.trainer import train
 from gid_cuda.errors import UserError
 

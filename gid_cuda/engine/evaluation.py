@@ -13,8 +13,11 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from gid_cuda.data import DetectionDataset, build_loader
+from gid_cuda.config import Config
+from gid_cuda.data import DetectionDataset, build_dataset, build_loader
+from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.engine.device import choose_device
 
 Metrics = dict[str, Any]
 """AP, AP50, AP75, APs, APm, APl, AR (100 detections), ARs, ARm, ARl: percent or None; per_class: AP by class name.
@@ -37,6 +40,16 @@ def evaluate(
     found = detect(detector, dataset, batch_size=batch_size, workers=workers, device=device)
     metrics = coco_metrics(dataset.ground_truth(), found.results, found.image_ids)
     return {**metrics, "images": len(found.image_ids), "unreadable": found.unreadable}
+
+
+def evaluate_weights(config: Config, weights: str) -> Metrics:
+    """`evaluate` for a weights file: the detector is `config.model` with these weights."""
+    dataset = build_dataset(config.data, "val")
+    model = config.model.model_copy(update={"weights": weights})
+    device = choose_device(config.device)
+    detector = build_detector(model, config.input, dataset.classes).to(device)
+    batch_size = config.train.batch_size // config.train.accumulate
+    return evaluate(detector, dataset, batch_size=batch_size, workers=config.data.workers, device=device)
 
 
 @torch.no_grad()

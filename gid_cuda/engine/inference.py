@@ -75,7 +75,9 @@ def predict_files(
     image_ids, category_ids = ids or (range(1, len(files) + 1), range(1, len(classes) + 1))
     _make_folder(output)
     detector.to(device).eval()
-    done, results, unreadable = [], [], []
+    done: list[Path] = []
+    results: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     names = _picture_names(files)
     with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
         for start in range(0, len(files), batch_size):

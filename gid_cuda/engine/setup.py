@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import nn
 
 from gid_cuda._library import cuda_missing_reason
-from gid_cuda.config import Config, DataConfig, ModelConfig
+from gid_cuda.config import Config, DataConfig, ModelConfig, load_config
 from gid_cuda.data import DetectionDataset, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.distill import GID
 from gid_cuda.engine import optim
 from gid_cuda.engine.checkpoint import random_states, set_random_states
+from gid_cuda.engine.device import choose_device
 from gid_cuda.errors import UserError
 
 
@@ -95,10 +97,26 @@ def build_data(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
     return train, val
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, but torch sees no GPU here: set device=auto or device=cpu")
-    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu"))
+def require_teacher(config: Config, path: str | Path) -> None:
+    """UserError where the teacher's weights file is missing, naming the command that makes it.
+
+    path: the config's file; the config that trains the teacher is looked for beside it.
+    """
+    weights = config.teacher.weights if config.distill is not None and config.teacher is not None else None
+    if weights is None or weights == "coco" or Path(weights).exists():
+        return
+    build_data(config.data)  # missing data is told first: whoever trains the teacher needs it, too
+    command = "scripts/train.py --cfg CONFIG_OF_THE_TEACHER"
+    for candidate in sorted(Path(path).parent.glob("*.yaml")):
+        try:
+            if load_config(candidate).output.resolve() == Path(weights).parent.resolve():
+                command = f"scripts/train.py --cfg {candidate}"
+        except UserError:
+            continue  # another file that is not a config; this one is not about it
+    raise UserError(
+        f"teacher.weights: {weights} does not exist: train the teacher first with `{command}`, "
+        "or name another file with teacher.weights=..."
+    )
 
 
 def seed_all(seed: int) -> None:

@@ -1,0 +1,32 @@
+#!/usr/bin/env python3
+"""Evaluates a weights file on a config's validation images: COCO AP and AR in percent, and AP by class."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gid_cuda.config import load_config
+from gid_cuda.engine.evaluation import evaluate_weights, format_metrics
+from gid_cuda.errors import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config: its data, input and model sections")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="best.pt or last.pt of a run, or a state dict")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example input.min_size=[600]")
+    args = parser.parse_intermixed_args()
+    try:
+        config = load_config(args.cfg, args.overrides)
+        print(format_metrics(evaluate_weights(config, args.weights)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
