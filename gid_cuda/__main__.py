@@ -46,7 +46,8 @@ def main() -> int:
     rows.append(("driver", f"NVIDIA, up to CUDA {driver[0]}.{driver[1]}" if driver else "no NVIDIA driver"))
     rows += [(f"GPU {i}", f"{gpu.name}, architecture {_number(gpu.capability)}") for i, gpu in enumerate(gpus)]
     hindrance = cuda_hindrance(info, reason, gpus, _library.BUILD_COMMAND)
-    rows.append(("active", "CPU kernels" if hindrance else "CPU kernels and CUDA kernels"))
+    active = reason is None and any(covers(info["architectures"], gpu.capability) for gpu in gpus)
+    rows.append(("active", "CPU kernels and CUDA kernels" if active else "CPU kernels"))
     missing = [f"CUDA kernels: {hindrance}"] if hindrance else []
     missing += missing_packages()
     rows += [("missing" if i == 0 else "", line) for i, line in enumerate(missing or ["nothing"])]
@@ -73,13 +74,14 @@ def cuda_hindrance(info: dict, reason: str | None, gpus: list[Gpu], build_comman
         return reason
     if not gpus:
         return "torch sees no GPU; `nvidia-smi` lists those that the driver sees, CUDA_VISIBLE_DEVICES may hide them"
-    strange = sorted({gpu.capability for gpu in gpus if not covers(info["architectures"], gpu.capability)})
+    visible = sorted({gpu.capability for gpu in gpus})
+    strange = [_number(capability) for capability in visible if not covers(info["architectures"], capability)]
     if not strange:
         return None
-    names = " ".join(_number(capability) for capability in strange)
+    wanted = " ".join(_number(capability) for capability in visible)
     return (
-        f"none were built for architecture {names}; "
-        f'run `TORCH_CUDA_ARCH_LIST="{names}" {build_command}` in the source folder'
+        f"none were built for architecture {' '.join(strange)}; "
+        f'run `TORCH_CUDA_ARCH_LIST="{wanted}" {build_command}` in the source folder'
     )
 
 
