@@ -42,7 +42,8 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                problem = f"the key {getattr(key, 'value', '...')!s} is not text"
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "..."
+                problem = f"the key {shown} is not text"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
@@ -175,10 +176,10 @@ def _resolve(loc: KeyPath, raw: Any) -> tuple[KeyPath, Any]:
     """pydantic's location without what is not in the file (the names of union members), and the value there."""
     path: KeyPath = ()
     for key in loc:
-        inside = isinstance(raw, dict) and key in raw
-        if not inside and not (isinstance(raw, list) and isinstance(key, int) and key < len(raw)):
+        if isinstance(raw, dict) and key in raw or isinstance(raw, list) and isinstance(key, int) and key < len(raw):
+            raw, path = raw[key], (*path, key)
+        elif isinstance(raw, dict) or isinstance(key, int):
             break
-        raw, path = raw[key], (*path, key)
     return path, raw
 
 
