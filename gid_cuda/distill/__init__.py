@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .checks import check_anchors
-from .gid import GID, LOSS_NAMES
-from .kinds import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, count_kinds, instance_kinds
-from .selection import select_instances
+from gid_cuda.distill.checks import check_anchors
+from gid_cuda.distill.gid import GID, LOSS_NAMES
+from gid_cuda.distill.kinds import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, count_kinds, instance_kinds
+from gid_cuda.distill.selection import select_instances
 
 __all__ = [
     "EMPTY",

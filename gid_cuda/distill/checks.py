@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..detectors.outputs import DetectorOutputs, Target
+from gid_cuda.detectors.outputs import DetectorOutputs, Target
 
 _SAME = "teacher and student must predict boxes that correspond one to one"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..detectors.outputs import GeneralInstances
-from ..ops import multilevel_roi_align
+from gid_cuda.detectors.outputs import GeneralInstances
+from gid_cuda.ops import multilevel_roi_align
 
 
 class Adaptation(nn.Conv2d):
@@ -21,13 +21,12 @@ class Adaptation(nn.Conv2d):
 
     def __init__(self, student_channels: int, teacher_channels: int, kernel_size: int = 1) -> None:
         super().__init__(student_channels, teacher_channels, kernel_size, padding=kernel_size // 2)
-        identity = None
-        if student_channels == teacher_channels:
-            nn.init.dirac_(self.weight)
-            nn.init.zeros_(self.bias)
-            identity = self.weight.detach().clone()
         self.identity: Tensor | None
-        self.register_buffer("identity", identity, persistent=False)
+        self.register_buffer("identity", None, persistent=False)
+        if student_channels == teacher_channels:
+            self.identity = nn.init.dirac_(torch.empty_like(self.weight))
+            self.weight = nn.Parameter(self.identity.clone())
+            self.bias = nn.Parameter(torch.zeros(teacher_channels))
 
     def forward(self, crops: Tensor) -> Tensor:
         if self.identity is None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from ..detectors.outputs import GeneralInstances, Target
-from .checks import check_targets
+from gid_cuda.detectors.outputs import GeneralInstances, Target
+from gid_cuda.distill.checks import check_targets
 
 EMPTY, UNCOUNTED, POSITIVE, SEMI_POSITIVE, NEGATIVE = -1, 0, 1, 2, 3
 """The values that `instance_kinds` gives."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from ..ops import pairwise_distance
-from .selection import front_order
+from gid_cuda.distill.selection import front_order
+from gid_cuda.ops import pairwise_distance
 
 
 def relation_sum(teacher: Tensor, student: Tensor, counts: Tensor) -> Tensor:

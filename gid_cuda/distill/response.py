@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..detectors.outputs import Detector, DetectorOutputs, GeneralInstances
+from gid_cuda.detectors.outputs import Detector, DetectorOutputs, GeneralInstances
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..detectors.outputs import DetectorOutputs, GeneralInstances
-from ..ops import gi_score, topk_nms
+from gid_cuda.detectors.outputs import DetectorOutputs, GeneralInstances
+from gid_cuda.ops import gi_score, topk_nms
 
 
 @torch.no_grad()
@@ -35,7 +35,10 @@ def select_instances(
     batch, boxes_per_image = student.logits.shape[:2]
     if top_k == 0 or boxes_per_image == 0:
         return empty_instances(batch, top_k, student.logits.device)
-    scores, boxes = gi_score(teacher.logits, student.logits, teacher.boxes, student.boxes, student.image_sizes)
+    logits = (teacher.logits, student.logits)
+    if teacher.logits.dtype != student.logits.dtype:  # one of them under autocast
+        logits = (teacher.logits.float(), student.logits.float())
+    scores, boxes = gi_score(*logits, teacher.boxes, student.boxes, student.image_sizes)
     candidates = _best(scores, pre_nms_top_k) if 0 < pre_nms_top_k < boxes_per_image else scores
     indices, counts = topk_nms(boxes, candidates, top_k, nms_iou, min_size=min_size)
     return _fill_slots(boxes, scores, indices.clamp(min=0), indices, counts)

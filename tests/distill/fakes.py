@@ -103,12 +103,12 @@ def random_outputs(
 
 
 def random_targets(batch: int, *, seed: int, device: str = "cpu") -> list[dict[str, Tensor] | None]:
-    """Three boxes in the first image, None for the second, none in the third, and so on."""
+    """Two boxes of 48 pixels and a large one in the first image, None for the second, none in the third, and so on."""
     make = torch.Generator().manual_seed(seed)
     result: list[dict[str, Tensor] | None] = []
     for image in range(batch):
-        corner = torch.rand(3 if image % 3 == 0 else 0, 2, generator=make) * 100
-        boxes = torch.cat([corner, corner + 20 + 30 * torch.rand(corner.shape, generator=make)], dim=1)
+        corner = torch.rand(3, 2, generator=make) * torch.tensor([[100.0, 60], [100, 60], [0, 0]])
+        boxes = torch.cat([corner, corner + torch.tensor([[48.0], [48], [100]])], dim=1)[: 0 if image % 3 else 3]
         result.append(None if image % 3 == 1 else {"boxes": boxes.to(device)})
     return result
 

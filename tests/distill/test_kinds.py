@@ -57,12 +57,8 @@ def test_both_maxima_go_over_all_ground_truth() -> None:
 
 def test_images_without_ground_truth_and_unlabelled_ones(device: str) -> None:
     gi = instances([[[0.0, 0, 40, 40]]] * 3 + [[]], 1, device)
-    targets = [
-        target(device=device),
-        None,
-        target([0.0, 0, 40, 40], device=device),
-        target([0.0, 0, 9, 9], device=device),
-    ]
+    same, tiny = target([0.0, 0, 40, 40], device=device), target([0.0, 0, 9, 9], device=device)
+    targets = [target(device=device), None, same, tiny]
     assert instance_kinds(gi, targets).tolist() == [[NEGATIVE], [UNCOUNTED], [POSITIVE], [EMPTY]]
     assert instance_kinds(gi, [None] * 4).tolist() == [[UNCOUNTED], [UNCOUNTED], [UNCOUNTED], [EMPTY]]
 
@@ -80,9 +76,8 @@ def test_no_images() -> None:
 
 def test_ground_truth_in_place_of_instances(device: str) -> None:
     two = target([0.0, 0, 30, 40], [5.0, 5, 60, 80], device=device)
-    found = ground_truth_instances(
-        [two, None, target(device=device), target([1.0, 2, 3, 4], device=device)], two["boxes"].device
-    )
+    one, none = target([1.0, 2, 3, 4], device=device), target(device=device)
+    found = ground_truth_instances([two, None, none, one], two["boxes"].device)
     assert found.counts.tolist() == [2, 0, 0, 1] and found.boxes.shape == (4, 2, 4)
     assert torch.equal(found.boxes[0], two["boxes"]) and found.boxes[3].tolist() == [[1, 2, 3, 4], [0, 0, 0, 0]]
     assert found.scores.tolist() == [[1, 1], [0, 0], [0, 0], [1, 0]] and (found.indices == -1).all()

@@ -226,9 +226,8 @@ class ByHand(FakeDetector):
 
 
 def test_response_loss_is_divided_by_the_masked_boxes_of_the_batch(device: str) -> None:
-    # One instance in image 0 and three in image 1, each assigned to its own anchor: N_m = 4. Logits differ by 2 in all
-    # of image 0 and by 1 in all of image 1, of which the masked count: cls (4 + 3 * 1) / 4 = 1.75. The deltas of image 0
-    # differ by 0.25 in each of 4: reg 1 / 4 = 0.25.
+    # Masked: one box of image 0, three of image 1, so N_m = 4. Logits differ by 2 in all of image 0 and by 1 in all of
+    # image 1: cls (4 + 3 * 1) / 4 = 1.75. The four deltas of each box of image 0 differ by 0.25: reg 4 * 0.25 / 4.
     values, counts = torch.zeros(2, 4, 1, device=device), present(1, 3).to(device)
     logits = torch.tensor([2.0, 1.0], device=device)[:, None, None].expand(2, 4, 1)
     teacher = quarters(values, logits, counts)
