@@ -100,10 +100,16 @@ def _text(element: Element | None, key: str) -> str:
     return (element.findtext(key) or "").strip() if element is not None else ""
 
 
+def _name(thing: Element) -> str:
+    """The class; empty where it has none that could be printed in one line."""
+    name = _text(thing, "name")
+    return name if name.isprintable() else ""
+
+
 def _names(trees: dict[str, Element | None]) -> Iterator[str]:
     for tree in trees.values():
         if tree is not None:
-            yield from filter(None, (_text(thing, "name") for thing in tree.findall("object")))
+            yield from filter(None, (_name(thing) for thing in tree.findall("object")))
 
 
 def _classes(config: DataConfig, trees: dict[str, Element | None], other: SplitConfig) -> list[str]:
@@ -177,9 +183,9 @@ def _objects(
     tree: Element, image: int, labels: dict[str, int], one_based: bool, table: BoxTable, flaws: Flaws, where: str
 ) -> None:
     for thing in tree.findall("object"):
-        name = _text(thing, "name")
+        name = _name(thing)
         if not name:
-            flaws.add("object without a name, skipped", f"in {where}.xml")
+            flaws.add("object without a printable name, skipped", f"in {where}.xml")
         elif name in labels:  # else left out by wish
             corner = thing.find("bndbox")
             x1, y1, x2, y2 = (number(_text(corner, key)) for key in ("xmin", "ymin", "xmax", "ymax"))

@@ -91,7 +91,7 @@ def test_flaws_are_counted_and_skipped(voc: VocSet) -> None:
         ("cat", "", 5, 6, 9),
         ("cat", 50, 5, 60, 9),
         ("cat", 30, 5, 60, 9),
-        ("", 1, 2, 3, 4),
+        ("two\nlines", 1, 2, 3, 4),
     ]
     voc.image("flawed", objects)
     voc.image("unsized", [("cat", 1, 1, 2, 2)], size=None)
@@ -104,7 +104,7 @@ def test_flaws_are_counted_and_skipped(voc: VocSet) -> None:
     assert [note.replace("2 x", "1 x") for note in data.notes] == [
         where + "image named twice by the split, skipped, e.g. a",
         where + "image without Annotations/NAME.xml, skipped, e.g. no_xml",
-        where + "object without a name, skipped, e.g. in flawed.xml",
+        where + "object without a printable name, skipped, e.g. in flawed.xml",
         where + f"image missing from {voc.root}/JPEGImages, skipped, e.g. no_image.jpg",
         where + f"unreadable image, skipped, e.g. {voc.root}/JPEGImages/unsized.png: not an image of a known kind"
         " (JPEG, PNG, BMP, TIFF, WEBP, GIF, PPM, JPEG2000)",
