@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from pathlib import Path
 BUILD_AGAIN = "`python -m pip install --no-build-isolation -e .` in the source folder"
 USUAL_FOLDER = Path("/usr/local/cuda")
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0+PTX")
+PYPI = "PyPI packages"
 FIRST_MAJOR_ON_PYPI = 13  # before CUDA 13 the packages on PyPI hold no nvcc
-COMPILER_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime", "nvidia-cuda-cccl")
+# All of one minor version: nvcc refuses the headers of another. CCCL alone is indifferent, and torch brings one along.
+COMPILER_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-runtime")
+HEADER_PACKAGE = "nvidia-cuda-cccl"
 
 TRIAL = """
 #include <cuda_bf16.h>
@@ -68,7 +72,7 @@ def find_toolkit(torch_cuda: str, cxx: list[str]) -> tuple[Toolkit | None, str]:
         reasons.append(found)
     major = torch_cuda.split(".")[0]
     why = "; ".join(reasons) if reasons else f"no CUDA {major} compiler was found"
-    packages = " ".join(f'"{package}"' for package in compiler_packages(torch_cuda))
+    packages = shlex.join(compiler_packages(torch_cuda))
     pip = f" or run `python -m pip install {packages}`" if packages else ""
     return None, f"{why}; set CUDA_HOME to a CUDA {major} toolkit{pip}, then run {BUILD_AGAIN}"
 
@@ -81,12 +85,9 @@ def compiler_packages(torch_cuda: str) -> list[str]:
         pins = " ".join(importlib.metadata.requires("torch") or [])
     except importlib.metadata.PackageNotFoundError:
         pins = ""
-    toolkit = re.search(r"cuda-toolkit(?:\[[^]]*\])?==([\d.]*\d)", pins)
-    if toolkit:
-        return [f"cuda-toolkit[nvcc,cccl]=={toolkit[1]}"]
-    runtime = re.search(r"nvidia-cuda-runtime==(\d+\.\d+)", pins)
-    minor = runtime[1] if runtime else torch_cuda
-    return [f"{name}=={minor}.*" for name in COMPILER_PACKAGES]
+    pin = re.search(r"(?:cuda-toolkit|nvidia-cuda-runtime)(?:\[[^]]*\])?==(\d+\.\d+)", pins)
+    minor = pin[1] if pin else torch_cuda
+    return [*(f"{name}=={minor}.*" for name in COMPILER_PACKAGES), HEADER_PACKAGE]
 
 
 def architectures(toolkit: Toolkit) -> list[str]:
@@ -124,15 +125,20 @@ def _candidates(torch_cuda: str) -> list[tuple[Path, str]]:
     if on_path:
         places.append((Path(on_path).parent, "PATH"))
     places.append((USUAL_FOLDER / "bin", str(USUAL_FOLDER)))
-    packages = importlib.util.find_spec("nvidia")
-    for folder in (packages.submodule_search_locations or []) if packages else []:
-        places.append((Path(folder) / f"cu{torch_cuda.split('.')[0]}" / "bin", "PyPI packages"))
+    places += [(folder / "bin", PYPI) for folder in _package_folders(torch_cuda)]
     found: dict[Path, tuple[Path, str]] = {}
     for folder, origin in places:
         nvcc = folder / "nvcc"
         if nvcc.is_file() or origin.startswith("CUDA_"):  # a wrong CUDA_HOME is worth a word
             found.setdefault(nvcc.resolve(), (nvcc, origin))
     return list(found.values())
+
+
+def _package_folders(torch_cuda: str) -> list[Path]:
+    """Where the PyPI packages of this CUDA major version are: in pip's isolated builds spread over two folders."""
+    packages = importlib.util.find_spec("nvidia")
+    places = (packages.submodule_search_locations or []) if packages else []
+    return [Path(place) / f"cu{torch_cuda.split('.')[0]}" for place in places]
 
 
 def _probe(path: Path, origin: str, torch_cuda: str, cxx: list[str]) -> Toolkit | str:
@@ -147,11 +153,27 @@ def _probe(path: Path, origin: str, torch_cuda: str, cxx: list[str]) -> Toolkit 
     command = [str(path)]
     if "NVCC_CCBIN" not in os.environ:  # which nvcc reads itself
         command += ["-ccbin", cxx[-1]]
+    if origin == PYPI:
+        command += _package_flags(_package_folders(torch_cuda), release[1])
     command += [f"-L{folder}" for folder in _library_folders(path)]
     problem = _try_compile(command)
     if problem:
         return f"{name} does not compile and link ({problem})"
     return Toolkit(tuple(command), release[1], origin)
+
+
+def _package_flags(folders: list[Path], release: str) -> list[str]:
+    """The runtime of nvcc's own version, where pip has put a newer one beside nvcc; and CCCL wherever it is."""
+    number = "{}{:02d}0".format(*(int(part) for part in release.split(".")))  # "13.2" is 13020 in the headers
+    found = []
+    for folder in folders:
+        header = folder / "include" / "cuda_runtime_api.h"
+        if header.is_file() and re.search(rf"define\s+CUDART_VERSION\s+{number}\b", header.read_text()):
+            found += [f"-I{folder / 'include'}", f"-L{folder / 'lib'}"]
+    for folder in folders:
+        if (folder / "include" / "cccl").is_dir():
+            found += ["-isystem", str(folder / "include" / "cccl")]
+    return found
 
 
 def _library_folders(nvcc: Path) -> list[str]:

@@ -63,9 +63,9 @@ def test_no_compiler_names_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["cuda-toolkit[cublas]==13.2.2; extra"])
     assert find() == (
         None,
-        "no CUDA 13 compiler was found; set CUDA_HOME to a CUDA 13 toolkit or run "
-        '`python -m pip install "cuda-toolkit[nvcc,cccl]==13.2.2"`, '
-        "then run `python -m pip install --no-build-isolation -e .` in the source folder",
+        "no CUDA 13 compiler was found; set CUDA_HOME to a CUDA 13 toolkit or run `python -m pip install "
+        "'nvidia-cuda-nvcc==13.2.*' 'nvidia-nvvm==13.2.*' 'nvidia-cuda-crt==13.2.*' 'nvidia-cuda-runtime==13.2.*' "
+        "nvidia-cuda-cccl`, then run `python -m pip install --no-build-isolation -e .` in the source folder",
     )
 
 
@@ -94,13 +94,20 @@ def test_wrapper_is_asked_for_its_root(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert toolkit.nvcc == (str(wrapper), "-ccbin", "g++", f"-L{tmp_path / 'real' / 'lib64'}")
 
 
-def test_compiler_packages_have_their_libraries_in_lib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    make_toolkit(tmp_path / "cu13", "13.2", libraries="lib")
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "other"), str(tmp_path)])
+def test_compiler_packages_may_be_spread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in pip's isolated builds: nvcc with the newest runtime in one folder, torch's own runtime in another."""
+    first, second = tmp_path / "first" / "cu13", tmp_path / "second" / "cu13"
+    make_toolkit(second, "13.2", libraries="lib")
+    for root, version in ((first, "13020"), (second, "13050")):
+        (root / "include" / "cccl").mkdir(parents=True)
+        (root / "include" / "cuda_runtime_api.h").write_text(f"#define CUDART_VERSION  {version}\n")
+    (second / "include" / "cccl").rmdir()
+    spec = SimpleNamespace(submodule_search_locations=[str(second.parent), str(first.parent)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     toolkit, _ = find()
     assert toolkit is not None and toolkit.origin == "PyPI packages"
-    assert toolkit.nvcc[-1] == f"-L{tmp_path / 'cu13' / 'lib'}"
+    headers = [f"-I{first}/include", f"-L{first}/lib", "-isystem", f"{first}/include/cccl"]
+    assert toolkit.nvcc == (f"{second}/bin/nvcc", "-ccbin", "g++", *headers, f"-L{second}/lib")
     assert find("12.6")[0] is None
 
 
@@ -148,18 +155,19 @@ def test_unfit_cuda_home_does_not_hide_a_fit_compiler(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("pins", "packages"),
+    ("pins", "minor"),
     [
-        (["cuda-toolkit[cublas,cudart]==13.0.2; platform_system == 'Linux'"], ["cuda-toolkit[nvcc,cccl]==13.0.2"]),
-        (["filelock", "nvidia-cuda-runtime==13.1.80; x"], [f"{name}==13.1.*" for name in cuda.COMPILER_PACKAGES]),
-        (["filelock"], [f"{name}==13.2.*" for name in cuda.COMPILER_PACKAGES]),
+        (["cuda-toolkit[cublas,cudart]==13.0.2; platform_system == 'Linux'"], "13.0"),
+        (["filelock", "nvidia-cuda-runtime==13.1.80; x"], "13.1"),
+        (["filelock"], "13.2"),
     ],
 )
 def test_packages_are_of_the_minor_version_that_torch_pins(
-    monkeypatch: pytest.MonkeyPatch, pins: list[str], packages: list[str]
+    monkeypatch: pytest.MonkeyPatch, pins: list[str], minor: str
 ) -> None:
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: pins)
-    assert cuda.compiler_packages("13.2") == packages
+    packages = cuda.compiler_packages("13.2")
+    assert packages == [*(f"{name}=={minor}.*" for name in cuda.COMPILER_PACKAGES), "nvidia-cuda-cccl"]
 
 
 def test_packages_for_a_torch_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
