@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gid_cuda.config import load_config
+from gid_cuda.config import load_config, require_teacher
 from gid_cuda.engine.pictures import draw_instances
 from gid_cuda.engine.setup import choose_device
 from gid_cuda.errors import UserError
@@ -46,6 +46,7 @@ def main() -> None:
         parser.error("nothing to draw: give --cfg and --weights, or --curves, or both")
     if arguments.cfg is not None:
         config = load_config(arguments.cfg, arguments.set)
+        require_teacher(config, arguments.cfg)
         for path in draw_instances(
             config, arguments.weights, arguments.output, count=arguments.images, image_ids=arguments.image_ids,
             device=choose_device(arguments.device),

@@ -146,8 +146,11 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
     assert text.startswith("error: the config has no distill section") and "give the config of a distilled run" in text
     text = error_of("--cfg", cfg, "--weights", other_classes(run, tmp_path))
     assert "other.pt was trained on the classes" in text and "give the config that it was trained with" in text
-    text = error_of("--cfg", cfg, "--weights", early, "--set", "teacher.anchor_sizes=[8, 16, 32, 64, 96]")
-    assert text.startswith("error: ") and "anchor" in text
+    other = "anchor_sizes=[8, 16, 32, 64, 96]"
+    text = error_of("--cfg", cfg, "--weights", early, "--set", f"teacher.{other}", f"model.{other}")
+    assert "early.pt, step 1: the anchors of teacher and student differ" in text
+    text = error_of("--cfg", cfg, "--weights", early, "--set", "teacher.weights=gone.pt")
+    assert text.startswith("error: teacher.weights: gone.pt does not exist: train the teacher first")
     assert "none.pt does not exist" in error_of("--cfg", cfg, "--weights", run / "none.pt")
     assert "has no log.jsonl" in error_of("--curves", tmp_path)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from gid_cuda.errors import UserError
@@ -67,8 +68,8 @@ def curves_figure(runs: Sequence[Path], names: Sequence[str], *, smoothing: floa
     legend_columns = 3 if max(map(len, names)) <= 24 else 2
     legend = 0.25 * math.ceil(len(runs) / legend_columns) + 0.15
     size = (3.25 * columns + 0.2, 2.15 * rows + legend)
-    figure = Figure(figsize=size, dpi=100, facecolor="white", layout="constrained")
-    figure.get_layout_engine().set(rect=(0, legend / size[1], 1, 1 - legend / size[1]))  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(rect=(0, legend / size[1], 1, 1 - legend / size[1]))
+    figure = Figure(figsize=size, dpi=100, facecolor="white", layout=layout)
     cells = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (key, of_runs) in zip(cells, series.items(), strict=False):
         _panel(axes, key, of_runs, smoothing)
@@ -100,7 +101,7 @@ def _panel(axes: Axes, key: str, of_runs: Sequence[list[tuple[int, float]]], smo
     drawn: list[float] = []
     for i, points in enumerate(of_runs):
         steps, values = _columns(points)
-        values = values if is_metric else smooth(values, max(0.0, min(smoothing, 1 - 8 / max(1, len(values)))))
+        values = values if is_metric else smooth(values, max(0.0, min(smoothing, 1 - 20 / max(1, len(values)))))
         drawn += values
         style = _STYLES[i % len(_STYLES)]
         marker = "osD^v"[i % 5] if is_metric else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ def instances_figure(image: Tensor, ground_truth: Tensor, parts: Sequence[Instan
         )  # fmt: skip
         right.set_title("GI score", fontsize=10.5)
         color_bar = figure.colorbar(shown, cax=bar)
-        color_bar.solids.set_alpha(1)
+        assert color_bar.solids is not None
+        color_bar.solids.set_alpha(1)  # the map's own alpha would fade it
         bar.tick_params(labelsize=9)
         for axes in (left, right):
             axes.set_axis_off()
@@ -137,7 +139,7 @@ def _legend(figure: Figure, parts: Sequence[InstancesOfImage], has_ground_truth:
     lines = []
     for kind, (colour, dash, letter) in STYLES.items():
         if kind in seen:
-            style = "solid" if dash is None else (0, (dash[0] * 0.8, dash[1] * 0.8))
+            style: Any = "solid" if dash is None else (0, (dash[0] * 0.8, dash[1] * 0.8))
             label = f"{letter}  {kind}" if letter else kind
             rim = [withStroke(linewidth=4.6, foreground="#141414")]
             lines.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.8, path_effects=rim, label=label))
