@@ -216,7 +216,7 @@ def test_a_missing_key_is_named(plain: Path) -> None:
         ("a: !!python/object/apply:os.system [echo]\n", r"x\.yaml, line 1: could not determine a constructor"),
         ("a: 1\n\tb: 2\n", r"x\.yaml, line 2: "),
         ("a: \x00", r"x\.yaml: cannot be read as YAML"),
-        ("[" * 5000, r"x\.yaml: cannot be read as YAML: nested too deeply"),
+        ("[" * 1000, r"x\.yaml: cannot be read as YAML: nested too deeply"),
         ("", r"x\.yaml: a config file holds `key: value` pairs, this one holds nothing"),
         ("- 1\n- 2\n", r"x\.yaml: a config file holds .* the list \[1, 2\]"),
         ("base: [a, b]\n", r"x\.yaml: base has the list .* expected the path of one other config file"),

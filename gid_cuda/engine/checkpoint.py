@@ -41,8 +41,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         kept = "the checkpoint that was there is intact" if path.exists() else "nothing was written"
-        reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {path} could not be written ({reason}); {kept}") from None
+        raise UserError(f"checkpoint {path} could not be written ({_reason(error)}); {kept}") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -52,6 +51,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what torch says, which can be pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is damaged or not its own
         raise UserError(
-            f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({str(error).splitlines()[0]})"
+            f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({_reason(error)})"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of gid_cuda (format {FORMAT}): scripts/train.py did not write it")
@@ -82,7 +86,7 @@ def load_detector(path: str | Path) -> tuple[Detector, Config, list[str]]:
     try:
         detector.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its own config ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: its weights do not fit its own config ({_reason(error)})") from None
     return detector.eval(), config, content["classes"]
 
 

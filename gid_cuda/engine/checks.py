@@ -16,6 +16,7 @@ from gid_cuda.engine.evaluation import coco_metrics, detect
 from gid_cuda.errors import UserError
 
 TEACHER_SAMPLE = 64  # validation images
+CHANCE_MARGIN = 1.25
 BALANCE_STEPS = 100
 BALANCE_FACTOR = 100.0
 
@@ -25,8 +26,8 @@ def teacher_check(
 ) -> tuple[str, str | None]:
     """(what the teacher reaches on a sample of the validation images, a warning where that is no better than chance).
 
-    Chance: an AP50 under 1 %, or not above twice what the same boxes reach on the wrong images (each image's ground
-    truth against the detections of the image before it). A wrongly loaded teacher is the commonest mistake.
+    Chance: an AP50 under 1 %, or hardly above what the same boxes reach on the wrong images (each image's ground truth
+    against the detections of the image before it). A wrongly loaded teacher is the commonest mistake.
     """
     count = min(TEACHER_SAMPLE, len(dataset))
     indices = [i * len(dataset) // count for i in range(count)]  # spread evenly: files are often sorted by class
@@ -39,7 +40,7 @@ def teacher_check(
     shifted = [{**r, "image_id": after[r["image_id"]]} for r in found.results]
     chance = coco_metrics(truth, shifted, ids)["AP50"] if len(ids) > 1 else 0.0
     summary = f"teacher: AP50 {score:.1f} on {len(ids)} validation images"
-    if score >= 1.0 and score > 2 * chance:
+    if score >= 1.0 and score > CHANCE_MARGIN * chance:
         return summary, None
     anywhere = coco_metrics(truth, found.results, ids, use_classes=False)["AP50"]
     if anywhere >= 1.0 and anywhere > 5 * score:

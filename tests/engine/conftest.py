@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_helpers import plain_config
+
+from gid_cuda.data import build_dataset
+from gid_cuda.engine.trainer import train
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny generated data set, written once."""
+    root = tmp_path_factory.mktemp("data")
+    build_dataset(plain_config(root, root).data, "train")
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a teacher of three steps."""
+    output = tmp_path_factory.mktemp("teacher") / "run"
+    train(plain_config(data, output, "model.fpn_channels=24", "seed=1"))
+    return output / "best.pt"

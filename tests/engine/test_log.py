@@ -1,0 +1,72 @@
+"""What a run says and writes down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gid_cuda.engine.log import RunLog
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def metrics(ap: float | None) -> dict[str, Any]:
+    return {"step": 4, "AP": ap, "AP50": ap, "AP75": None, "per_class": {"cat": ap}}
+
+
+def test_means_over_the_steps_since_the_last_line(tmp_path: Path, capsys: Any) -> None:
+    with RunLog(tmp_path, start_step=0, steps=5, every=2) as log:
+        for step in range(1, 6):
+            log.train(step, {"loss_x": float(step), "loss": 2.0 * step}, lr=0.1, images=8)
+        log.evaluated(5, metrics(12.3), 0.5)
+    train = [e for e in lines(tmp_path) if e["kind"] == "train"]
+    assert [(e["step"], e["loss_x"], e["loss"]) for e in train] == [(2, 1.5, 3.0), (4, 3.5, 7.0), (5, 5.0, 10.0)]
+    assert all(e["lr"] == 0.1 and e["images_per_s"] > 0 for e in train)
+    assert lines(tmp_path)[-1] == {"kind": "eval", **metrics(12.3), "step": 4}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("step 2/5  x 1.5  loss 3  lr 0.1  ") and said[0].endswith(" left")
+    assert said[-1] == "step 5: AP 12.3  AP50 12.3"
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    with RunLog(tmp_path, start_step=0, steps=2, every=1) as log:
+        log.train(1, {"loss": 3.0}, lr=0.1, images=8)
+        log.evaluated(2, metrics(7.0), 0.0)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss", "train/lr", "train/images_per_s", "eval/AP", "eval/AP50"
+    }  # fmt: skip
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 3.0)]
+
+
+def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
+        for step in range(1, 5):
+            log.train(step, {"loss": 1.0}, lr=0.1, images=8)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')  # killed while writing
+    with RunLog(tmp_path, start_step=2, steps=9, every=1) as log:
+        log.train(3, {"loss": 2.0}, lr=0.1, images=8)
+    assert [(e["step"], e["loss"]) for e in lines(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_no_ap_is_said(tmp_path: Path, capsys: Any) -> None:
+    with RunLog(tmp_path, start_step=0, steps=2, every=1) as log:
+        log.evaluated(2, metrics(None), 0.0)
+    assert "no ground truth in the validation images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bar_on_a_terminal_lines_elsewhere(terminal: bool, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("gid_cuda.engine.log.sys.stderr.isatty", lambda: terminal, raising=False)
+    with RunLog(tmp_path, start_step=0, steps=2, every=1) as log:
+        log.train(1, {"loss": 1.0}, lr=0.1, images=8)
+    said = capsys.readouterr()
+    assert ("step 1/2" in said.out) is not terminal
+    assert ("1/2" in said.err) is terminal
