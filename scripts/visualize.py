@@ -13,9 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from gid_cuda.config import load_config, require_teacher
+from gid_cuda.config import load_config
 from gid_cuda.engine.pictures import draw_instances
-from gid_cuda.engine.setup import choose_device
+from gid_cuda.engine.setup import choose_device, require_teacher
 from gid_cuda.errors import UserError
 from gid_cuda.viz.curves import curves_figure
 from gid_cuda.viz.table import run_names

@@ -125,11 +125,13 @@ def test_chosen_images(run):
         choose_images(dataset, 3, [12345])
 
 
-def other_classes(run: Path, tmp_path: Path) -> Path:
+def other_student(run: Path, path: Path, *, classes: list[str] | None = None, anchors: list[int] | None = None) -> Path:
+    """early.pt, as if trained for other classes or anchors."""
     content = torch.load(run / "early.pt", weights_only=True)
-    content["classes"] = content["classes"][::-1]
-    torch.save(content, tmp_path / "other.pt")
-    return tmp_path / "other.pt"
+    content["classes"] = classes or content["classes"]
+    content["config"]["model"]["anchor_sizes"] = anchors or MODEL["anchor_sizes"]
+    torch.save(content, path)
+    return path
 
 
 def test_mistakes(run, monkeypatch, capsys, tmp_path):
@@ -144,11 +146,13 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
     early, cfg = run / "early.pt", run / "distill.yaml"
     text = error_of("--cfg", run / "plain.yaml", "--weights", early)
     assert text.startswith("error: the config has no distill section") and "give the config of a distilled run" in text
-    text = error_of("--cfg", cfg, "--weights", other_classes(run, tmp_path))
-    assert "other.pt was trained on the classes" in text and "give the config that it was trained with" in text
-    other = "anchor_sizes=[8, 16, 32, 64, 96]"
-    text = error_of("--cfg", cfg, "--weights", early, "--set", f"teacher.{other}", f"model.{other}")
-    assert "early.pt, step 1: the anchors of teacher and student differ" in text
+    text = error_of("--cfg", cfg, "--weights", other_student(run, tmp_path / "x.pt", classes=list("abcde")))
+    assert (
+        "x.pt was trained on the classes a, b, c, d, e, and the validation set has gear" in text
+        and "give the config that it was trained with" in text
+    )
+    text = error_of("--cfg", cfg, "--weights", other_student(run, tmp_path / "x.pt", anchors=[8, 16, 32, 64, 96]))
+    assert "x.pt, step 1: the anchors of teacher and student differ" in text
     text = error_of("--cfg", cfg, "--weights", early, "--set", "teacher.weights=gone.pt")
     assert text.startswith("error: teacher.weights: gone.pt does not exist: train the teacher first")
     assert "none.pt does not exist" in error_of("--cfg", cfg, "--weights", run / "none.pt")
