@@ -18,11 +18,10 @@ def relation_sum(teacher: Tensor, student: Tensor, counts: Tensor) -> Tensor:
     phi being the mean of those distances over the same pairs. phi(s) carries gradient too. Where phi is 0, as all
     instances are alike, the normalised distances are 0. An image with fewer than two instances gives 0.
 
-    teacher, student: vectors (B, K, D) float32; counts (B,) int64, the filled slots of each image.
+    teacher, student: vectors (B, K, D) float32, the teacher's without gradient; counts (B,) int64, the filled slots of
+    each image.
     """
-    with torch.no_grad():
-        expected = normalised_distances(teacher, counts)
-    found = normalised_distances(student, counts)
+    expected, found = normalised_distances(teacher, counts), normalised_distances(student, counts)
     # Off the pairs both are zero, so summing over all of (K, K) adds nothing.
     difference = smooth_l1_loss(found, expected, reduction="none", beta=1.0).sum(dim=(1, 2))
     return (difference / _pairs(counts)).sum()

@@ -143,7 +143,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     boxes, counts, *features = ctx.saved_tensors
     deterministic = torch.are_deterministic_algorithms_enabled()
     gradients = torch.ops.gid.multilevel_roi_align_backward(grad, features, boxes, counts, *ctx.options, deterministic)
-    return gradients, None, None, *[None] * len(ctx.options)
+    # One for each input that came in: before torch 2.15, trailing arguments that equal their defaults do not.
+    return gradients, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 torch.library.register_autograd("gid::multilevel_roi_align", _backward, setup_context=_save)
