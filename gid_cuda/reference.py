@@ -174,7 +174,7 @@ def pairwise_distance(x: Tensor, counts: Tensor | None = None) -> Tensor:
     filled = _filled(x, counts)
     x = _arithmetic(x).masked_fill(~filled[..., None], 0)
     rows = [(x - x[:, i : i + 1]).square().sum(dim=2) for i in range(x.shape[1])]  # row by row: (B, K, K, D) is large
-    squared = torch.stack(rows, dim=1) if rows else x.new_zeros((len(x), 0, 0))
+    squared = torch.stack(rows, dim=1) if rows else x @ x.transpose(1, 2)  # of no rows: (B, 0, 0)
     zero = (squared == 0) | ~(filled[:, :, None] & filled[:, None, :])
     zero = zero | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # also where x is not finite
     return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)  # 1: the square root has no gradient at 0

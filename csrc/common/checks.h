@@ -1,7 +1,8 @@
 // What every operator demands of its arguments, checked once more behind the Python wrappers for whoever calls
-// torch.ops.gid directly. For the host side of csrc/cpu/*.cpp and csrc/cuda/*.cu; kernels do not read this file.
+// torch.ops.gid directly; and tensors as kernels want them. For the host side of csrc/cpu/*.cpp and csrc/cuda/*.cu; kernels do not read this file.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -30,6 +31,32 @@ inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// Contiguous, and 16-byte aligned as the kernels' wide loads ask for: what torch allocates is, a view need not be.
+inline Tensor prepared(const Tensor& tensor) {
+  const Tensor contiguous = torch::stable::contiguous(tensor);
+  const bool aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
+  return aligned ? contiguous : torch::stable::clone(contiguous);
+}
+
+inline std::optional<Tensor> prepared(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(prepared(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+const T* pointer(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+const T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor ? pointer<T>(*tensor) : nullptr;
+}
+
+template <typename T>
+T* mutable_pointer(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // Calls body with a value of the C++ type that stands for the tensor's dtype.

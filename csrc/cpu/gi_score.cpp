@@ -93,21 +93,19 @@ std::tuple<Tensor, Tensor> gi_score(
     const Tensor& student_boxes, std::optional<Tensor> image_sizes) {
   check_gi_score(teacher_logits, student_logits, teacher_boxes, student_boxes, image_sizes);
   const int64_t images = teacher_logits.size(0), count = teacher_logits.size(1), classes = teacher_logits.size(2);
-  const Tensor t = torch::stable::contiguous(teacher_logits), s = torch::stable::contiguous(student_logits);
-  const Tensor t_boxes = torch::stable::contiguous(teacher_boxes), s_boxes = torch::stable::contiguous(student_boxes);
-  const Tensor sizes = image_sizes ? torch::stable::contiguous(*image_sizes) : Tensor();
+  const Tensor t = prepared(teacher_logits), s = prepared(student_logits);
+  const Tensor t_boxes = prepared(teacher_boxes), s_boxes = prepared(student_boxes);
+  const std::optional<Tensor> sizes = prepared(image_sizes);
   Tensor scores = torch::stable::new_empty(teacher_boxes, {images, count});
   Tensor boxes = torch::stable::new_empty(teacher_boxes, {images, count, 4});
 
-  const auto* from_teacher = static_cast<const Box*>(t_boxes.const_data_ptr());
-  const auto* from_student = static_cast<const Box*>(s_boxes.const_data_ptr());
-  const auto* size = image_sizes ? static_cast<const int64_t*>(sizes.const_data_ptr()) : nullptr;
-  auto* score = static_cast<float*>(scores.mutable_data_ptr());
-  auto* box = static_cast<Box*>(boxes.mutable_data_ptr());
+  const Box *from_teacher = pointer<Box>(t_boxes), *from_student = pointer<Box>(s_boxes);
+  const int64_t* size = pointer<int64_t>(sizes);
+  float* score = mutable_pointer<float>(scores);
+  Box* box = mutable_pointer<Box>(boxes);
   for_float_type(t, [&](auto type) {
     using T = decltype(type);
-    const T* teacher = static_cast<const T*>(t.const_data_ptr());
-    const T* student = static_cast<const T*>(s.const_data_ptr());
+    const T *teacher = pointer<T>(t), *student = pointer<T>(s);
     torch::stable::parallel_for(0, images * count, kRowsAThread, [&](int64_t begin, int64_t end) {
       bool teacher_is_surer[kRowsAThread];
       for (int64_t start = begin; start < end; start += kRowsAThread) {

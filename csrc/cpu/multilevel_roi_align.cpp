@@ -75,7 +75,7 @@ Tensor multilevel_roi_align(
     using T = decltype(type);
     std::vector<Map<const T>> maps;
     for (const Tensor& feature : features) maps.push_back(map_of<const T>(feature));
-    T* out = static_cast<T*>(output.mutable_data_ptr());
+    T* out = mutable_pointer<T>(output);
     const int64_t pieces = (channels + kChannels - 1) / kChannels;
     torch::stable::parallel_for(0, int64_t(taps.size()) * pieces, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> pooled(kChannels * area), blend;

@@ -112,15 +112,14 @@ std::vector<Tensor> multilevel_roi_align_backward(
     int64_t canonical_level, bool aligned, bool /*deterministic: always*/) {
   check_multilevel_roi_align_backward(grad, features, boxes, counts, strides, output_size);
   const int64_t channels = features[0].size(1);
-  const Tensor contiguous = torch::stable::contiguous(grad);
+  const Tensor contiguous = prepared(grad);
   const std::vector<SlotTaps> taps = slot_taps(
       {features, boxes, counts, strides, output_size, sampling_ratio, canonical_size, canonical_level, aligned});
   std::vector<Tensor> gradients;
   for (const Tensor& feature : features) gradients.push_back(torch::stable::empty_like(feature));
   for_float_type(grad, [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(contiguous.const_data_ptr());
-    const Gradient<T> gradient{data, taps, boxes.size(1), channels, output_size};
+    const Gradient<T> gradient{pointer<T>(contiguous), taps, boxes.size(1), channels, output_size};
     for (size_t l = 0; l < gradients.size(); ++l) {
       const Map<T> map = map_of<T>(gradients[l]);
       const int64_t height = gradients[l].size(2), width = gradients[l].size(3);

@@ -35,23 +35,17 @@ float distance(const T* a, const T* b, int64_t length) {
   return std::sqrt(float(total));
 }
 
-const int64_t* counts_or_null(const std::optional<Tensor>& counts, Tensor& holder) {
-  if (!counts) return nullptr;
-  holder = torch::stable::contiguous(*counts);
-  return static_cast<const int64_t*>(holder.const_data_ptr());
-}
-
 Tensor pairwise_distance(const Tensor& x, std::optional<Tensor> counts) {
   check_pairwise_distance(x, counts);
   const int64_t images = x.size(0), slots = x.size(1), length = x.size(2);
-  const Tensor vectors = torch::stable::contiguous(x);
-  Tensor holder;
-  const int64_t* count = counts_or_null(counts, holder);
+  const Tensor vectors = prepared(x);
+  const std::optional<Tensor> filled_slots = prepared(counts);
+  const int64_t* count = pointer<int64_t>(filled_slots);
   Tensor distances = torch::stable::new_zeros(x, {images, slots, slots}, ScalarType::Float);
-  auto* out = static_cast<float*>(distances.mutable_data_ptr());
+  float* out = mutable_pointer<float>(distances);
   for_float_type(x, [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(vectors.const_data_ptr());
+    const T* data = pointer<T>(vectors);
     torch::stable::parallel_for(0, images * slots, 1, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t b = row / slots, i = row % slots, filled = count ? std::min(count[b], slots) : slots;
@@ -86,15 +80,13 @@ Tensor pairwise_distance_backward(
     const Tensor& grad, const Tensor& x, const Tensor& distances, std::optional<Tensor> counts) {
   check_pairwise_distance_backward(grad, x, distances, counts);
   const int64_t images = x.size(0), slots = x.size(1), length = x.size(2);
-  const Tensor vectors = torch::stable::contiguous(x), g = torch::stable::contiguous(grad);
-  const Tensor d = torch::stable::contiguous(distances);
+  const Tensor vectors = prepared(x), g = prepared(grad), d = prepared(distances);
   Tensor gradient = torch::stable::new_empty(x, {images, slots, length});
-  const auto* grads = static_cast<const float*>(g.const_data_ptr());
-  const auto* lengths = static_cast<const float*>(d.const_data_ptr());
+  const float *grads = pointer<float>(g), *lengths = pointer<float>(d);
   for_float_type(x, [&](auto type) {
     using T = decltype(type);
-    const T* data = static_cast<const T*>(vectors.const_data_ptr());
-    T* out = static_cast<T*>(gradient.mutable_data_ptr());
+    const T* data = pointer<T>(vectors);
+    T* out = mutable_pointer<T>(gradient);
     torch::stable::parallel_for(0, images * slots, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> pull(slots);
       for (int64_t row = begin; row < end; ++row) {

@@ -69,10 +69,10 @@ struct RoiArguments {
 inline std::vector<SlotTaps> slot_taps(const RoiArguments& arguments) {
   const int64_t images = arguments.boxes.size(0), slots = arguments.boxes.size(1);
   const int bins = int(arguments.output_size), ratio = int(arguments.sampling_ratio);
-  const Tensor boxes = torch::stable::contiguous(arguments.boxes);
-  const Tensor counts = arguments.counts ? torch::stable::contiguous(*arguments.counts) : Tensor();
-  const auto* box = static_cast<const Box*>(boxes.const_data_ptr());
-  const auto* count = arguments.counts ? static_cast<const int64_t*>(counts.const_data_ptr()) : nullptr;
+  const Tensor boxes = prepared(arguments.boxes);
+  const std::optional<Tensor> counts = prepared(arguments.counts);
+  const Box* box = pointer<Box>(boxes);
+  const int64_t* count = pointer<int64_t>(counts);
   float thresholds[kMaxLevels];
   const int levels = int(arguments.strides.size());
   for (int l = 0; l < levels; ++l) {

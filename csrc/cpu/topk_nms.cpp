@@ -70,17 +70,16 @@ std::tuple<Tensor, Tensor> topk_nms(
     double min_size) {
   check_topk_nms(boxes, scores, k, iou_threshold, groups, min_size);
   const int64_t images = scores.size(0), count = scores.size(1);
-  const Tensor box = torch::stable::contiguous(boxes), score = torch::stable::contiguous(scores);
-  const Tensor group = groups ? torch::stable::contiguous(*groups) : Tensor();
+  const Tensor box = prepared(boxes), score = prepared(scores);
+  const std::optional<Tensor> group = prepared(groups);
   Tensor indices = torch::stable::new_empty(scores, {images, k}, ScalarType::Long);
   torch::stable::fill_(indices, -1);
   Tensor counts = torch::stable::new_empty(scores, {images}, ScalarType::Long);
 
-  const auto* all_boxes = static_cast<const Box*>(box.const_data_ptr());
-  const auto* all_scores = static_cast<const float*>(score.const_data_ptr());
-  const auto* all_groups = groups ? static_cast<const int64_t*>(group.const_data_ptr()) : nullptr;
-  auto* index = static_cast<int64_t*>(indices.mutable_data_ptr());
-  auto* chosen = static_cast<int64_t*>(counts.mutable_data_ptr());
+  const Box* all_boxes = pointer<Box>(box);
+  const float* all_scores = pointer<float>(score);
+  const int64_t* all_groups = pointer<int64_t>(group);
+  int64_t *index = mutable_pointer<int64_t>(indices), *chosen = mutable_pointer<int64_t>(counts);
   torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = b * count;
