@@ -89,11 +89,11 @@ def read_config_file(path: Path, came_from: tuple[Path, ...] = ()) -> tuple[dict
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config file holds `key: value` pairs, this one holds {describe(raw)}")
     base = raw.pop("base", None)
-    if base is None:
-        merged, origins = {}, {}
-    elif isinstance(base, str):
+    merged: dict[str, Any] = {}
+    origins: Origins = {}
+    if isinstance(base, str):
         merged, origins = read_config_file(path.parent / base, (*came_from, path.resolve()))
-    else:
+    elif base is not None:
         raise UserError(f"{path}: base has {describe(base)}, expected the path of one other config file")
     merge(merged, raw, origins, str(path))
     return merged, origins

@@ -116,11 +116,13 @@ class Detector(nn.Module):
     out_channels: Ch of the FPN maps in `DetectorOutputs.features`
     transform:    torchvision's `GeneralizedRCNNTransform` (normalise, resize, pad). The trainer applies the student's
                   once a step, outside both detectors; `predict` applies the detector's own.
+    weight_notes: what was loaded, gathered by name or initialised anew, one line each; shown when a run starts
     """
 
     num_classes: int
     out_channels: int
     transform: nn.Module
+    weight_notes: Sequence[str] = ()
 
     def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
         """One pass: features, heads and task losses together.

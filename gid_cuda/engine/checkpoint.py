@@ -92,12 +92,13 @@ def load_detector(path: str | Path) -> tuple[Detector, Config, list[str]]:
 
 def random_states() -> dict[str, Any]:
     """Every generator that training draws from, as plain values."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))  # a checkpoint holds no arrays
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": numpy,
     }
 
 
@@ -108,5 +109,6 @@ def set_random_states(states: dict[str, Any]) -> None:
         for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(state, device)
     random.setstate(states["python"])
-    kind, keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    generator = states["numpy"]["state"]
+    key = generator["key"].numpy().astype(np.uint32)
+    np.random.set_state({**states["numpy"], "state": {**generator, "key": key}})

@@ -73,7 +73,7 @@ def predict_files(
     if any(file.resolve().parent == output.resolve() for file in files):
         raise UserError(f"{output} holds the images themselves: give another folder with --output")
     image_ids, category_ids = ids or (range(1, len(files) + 1), range(1, len(classes) + 1))
-    _make_folder(output)
+    make_folder(output)
     detector.to(device).eval()
     done: list[Path] = []
     results: list[dict[str, Any]] = []
@@ -155,7 +155,8 @@ def _picture_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """The folder and those it lies in; UserError where the disk refuses."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

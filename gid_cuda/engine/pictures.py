@@ -1,4 +1,4 @@
-"""What a student and its teacher disagree about: a picture for each chosen image of a config's validation set."""
+"""The pictures of a run: what student and teacher disagree about in chosen validation images, and its curves."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from gid_cuda.distill import (
     select_instances,
 )
 from gid_cuda.engine.checkpoint import load_checkpoint, load_detector
+from gid_cuda.engine.inference import make_folder
 from gid_cuda.errors import UserError
 from gid_cuda.ops import gi_score
+from gid_cuda.viz.curves import curves_figure
 from gid_cuda.viz.instances import InstancesOfImage, gi_heat_map, instances_figure
 
 _KIND_NAMES = {
@@ -59,7 +61,7 @@ def draw_instances(
     indices = choose_images(dataset, count, image_ids)
     teacher = build_detector(config.teacher, config.input, dataset.classes).to(device).eval()
     students = [(_title(path), _student(path, dataset.classes, device)) for path in weights]
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     paths = []
     for index in indices:
         sample = dataset[index]
@@ -72,6 +74,15 @@ def draw_instances(
         paths.append(output / f"instances_{sample.image_id}.png")
         figure.savefig(paths[-1])
     return paths
+
+
+def draw_curves(runs: Sequence[Path], names: Sequence[str], output: Path) -> Path:
+    """Writes `curves.png` into `output`, see `curves_figure`, and returns its path."""
+    figure = curves_figure(runs, names)
+    make_folder(output)
+    path = output / "curves.png"
+    figure.savefig(path)
+    return path
 
 
 def choose_images(dataset: DetectionDataset, count: int, image_ids: Sequence[int]) -> list[int]:

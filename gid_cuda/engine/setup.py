@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gid_cuda._library import cuda_missing_reason
-from gid_cuda.config import Config, DataConfig, ModelConfig, load_config
+from gid_cuda.config import Config, DataConfig, DistillConfig, ModelConfig, load_config
 from gid_cuda.data import DetectionDataset, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
@@ -162,11 +162,14 @@ def count_parameters(detector: nn.Module) -> int:
 
 
 def _detector(config: Config, model: ModelConfig, classes: list[str], device: torch.device) -> Detector:
-    response = {}
-    if config.distill is not None:
-        response["response_cls"] = config.distill.response_cls
-        response["response_smooth_l1_beta"] = config.distill.response_smooth_l1_beta
-    detector = build_detector(model, config.input, classes, **response).to(device)
+    distill = config.distill or DistillConfig()
+    detector = build_detector(
+        model,
+        config.input,
+        classes,
+        response_cls=distill.response_cls,
+        response_smooth_l1_beta=distill.response_smooth_l1_beta,
+    ).to(device)
     return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
 
 

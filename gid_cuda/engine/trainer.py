@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import Batch, DetectionDataset, build_loader
-from gid_cuda.detectors.outputs import Target
+from gid_cuda.detectors.outputs import Detector, Target
 from gid_cuda.engine import checks, optim
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.evaluation import evaluate, format_metrics
@@ -45,9 +45,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         if resume:
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
         if run.teacher is not None and content is None:
-            _check_teacher(config, run, val_set, log)
+            _check_teacher(config, run.teacher, val_set, log)
         balance = checks.Balance(enabled=run.gid is not None and progress.step == 0)
-        batches = _batches(config, train_set, progress.step, log)
+        batches = _batches(config, run, train_set, log)
         start_random(config, content)
 
         while progress.step < settings.steps:
@@ -108,8 +108,8 @@ def compute_losses(
     return losses, {"instances": instances.counts.float().mean()}
 
 
-def _batches(config: Config, dataset: DetectionDataset, start_step: int, log: RunLog) -> Iterator[Batch]:
-    """The run's batches from `start_step` on; each file that cannot be read is told once."""
+def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
+    """The batches of the steps that are left; each file that cannot be read is told once."""
     told: set[str] = set()
     for batch in build_loader(
         dataset,
@@ -117,8 +117,9 @@ def _batches(config: Config, dataset: DetectionDataset, start_step: int, log: Ru
         workers=config.data.workers,
         train=True,
         seed=config.seed,
-        start_step=start_step,
+        start_step=run.progress.step,
         hflip=config.data.hflip,
+        pin_memory=_device(run).type == "cuda",
     ):
         for problem in set(batch.unreadable) - told:
             log.say(f"data: the next image stands in for one that cannot be read: {problem}")
@@ -141,7 +142,7 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
 
 def _to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
     """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher."""
-    device = run.parameters[0].device
+    device = _device(run)
     images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
     targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in batch.targets]
     image_list, targets = run.student.transform(images, targets)
@@ -154,9 +155,10 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _check_teacher(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> None:
+def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset, log: RunLog) -> None:
+    device = next(teacher.parameters()).device
     summary, warning = checks.teacher_check(
-        run.teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
+        teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=device
     )
     log.say(summary)
     if warning:

@@ -124,7 +124,7 @@ def test_resume_is_exact(distilled: bool, data: Path, teacher: Path, tmp_path: P
 
 
 def test_loss_falls_on_one_small_batch(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """The task loss of a distilled student that sees the same two images again and again."""
+    """A distilled student sees the same two images again and again: its task losses fall, and so does the whole."""
     config = distilled_config(data, tmp_path, teacher, "train.clip_grad_norm=1", "input.min_size=[64]")
     train_set, _ = build_data(config.data)
     run = build_run(config, train_set.classes)
@@ -138,7 +138,7 @@ def test_loss_falls_on_one_small_batch(data: Path, teacher: Path, tmp_path: Path
         run.optimizer.step()
     for name in ("loss_classification", "loss_bbox_regression"):
         assert history[-1][name] < 0.7 * history[0][name], name
-    assert all(history[-1][name] < 1 for name in GID_LOSSES)
+    assert sum(history[-1].values()) < 0.7 * sum(history[0].values())
 
 
 def test_plain_and_distilled_students_of_a_seed_start_alike(data: Path, teacher: Path, tmp_path: Path) -> None:
