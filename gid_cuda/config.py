@@ -7,11 +7,21 @@ overrides and checks every key and value against the classes here; the comments 
 from __future__ import annotations
 
 import json
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from gid_cuda import config_file
 from gid_cuda.errors import UserError
@@ -19,6 +29,9 @@ from gid_cuda.errors import UserError
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# No shell expands ~ in a config.
+HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Section(BaseModel):
@@ -40,14 +53,14 @@ class GeneratedConfig(Section):
 class SplitConfig(Section):
     """One part of a data set. COCO layout: annotations + images. VOC layout: split (the name in ImageSets/Main)."""
 
-    annotations: Path | None = None  # COCO: annotation file, relative to data.root
-    images: Path | None = None  # image folder, relative to data.root; VOC default: JPEGImages
+    annotations: HomePath | None = None  # COCO: annotation file, relative to data.root
+    images: HomePath | None = None  # image folder, relative to data.root; VOC default: JPEGImages
     split: str | None = None  # VOC: ImageSets/Main/<split>.txt
 
 
 class DataConfig(Section):
     format: Literal["coco", "voc", "generated"]
-    root: Path  # relative paths are taken from the working directory
+    root: HomePath  # relative paths are taken from the working directory
     train: SplitConfig = SplitConfig()  # generated: known by itself
     val: SplitConfig = SplitConfig()
     classes: list[str] | None = None  # keep and renumber these; none: all classes of the annotation file, in its order
@@ -69,7 +82,7 @@ class InputConfig(Section):
 class ModelConfig(Section):
     detector: Literal["retinanet"] = "retinanet"
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small"] = "resnet50"
-    weights: str | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
+    weights: HomeText | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
     norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
     # of the backbone, as torchvision counts; none: 3 with weights, else all
@@ -132,7 +145,7 @@ class TrainConfig(Section):
 
 
 class Config(Section):
-    output: Path  # the run's folder
+    output: HomePath  # the run's folder
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig

@@ -109,6 +109,13 @@ def test_none_is_text_where_the_schema_has_it_and_null_where_it_has_that(distill
     assert config.model.weights is None and config.train.clip_grad_norm is None
 
 
+def test_the_home_folder(distilled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(distilled, ["output=~/runs/x", "data.root=~/coco", "model.weights=~/a.pt"])
+    assert (str(config.output), str(config.data.root)) == ("/home/me/runs/x", "/home/me/coco")
+    assert config.model.weights == "/home/me/a.pt"
+
+
 def test_yaml_means_what_it_looks_like(plain: Path) -> None:
     plain.write_text(PLAIN.replace("steps: 10", "steps: 180_000, lr: 1e-3, weight_decay: 1.e-4, amp: off"))
     config = load_config(plain, ['data.classes=[no, yes, off, 012, 12:30, "1", 2020-01-01, null_island]'])
