@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 
 from gid_cuda.config import load_config
-from gid_cuda.engine.pictures import draw_instances
+from gid_cuda.engine.pictures import draw_curves, draw_instances
 from gid_cuda.engine.setup import choose_device, require_teacher
 from gid_cuda.errors import UserError
-from gid_cuda.viz.curves import curves_figure
 from gid_cuda.viz.table import run_names
 
 
@@ -31,21 +30,21 @@ def positive(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", type=Path, help="config of the distilled run: validation set, teacher, selection")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="after --cfg FILE; changes the config")
     parser.add_argument("--weights", type=Path, nargs="+", help="the student's checkpoint, or several to compare")
     parser.add_argument("--images", type=positive, default=4, help="how many, spread over the validation set")
     parser.add_argument("--image-ids", type=int, nargs="+", default=[], help="these images instead")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY.PATH=VALUE", help="overrides of the config")
     parser.add_argument("--curves", type=Path, nargs="+", metavar="RUN", help="folders of runs to draw curves of")
     parser.add_argument("--names", nargs="+", help="what to call these runs (default: their folders' names)")
     parser.add_argument("--output", type=Path, default=Path("pictures"), help="folder to write (default: pictures)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if (arguments.cfg is None) != (arguments.weights is None):
         parser.error("--cfg and --weights go together")
     if arguments.cfg is None and arguments.curves is None:
         parser.error("nothing to draw: give --cfg and --weights, or --curves, or both")
     if arguments.cfg is not None:
-        config = load_config(arguments.cfg, arguments.set)
+        config = load_config(arguments.cfg, arguments.overrides)
         require_teacher(config, arguments.cfg)
         for path in draw_instances(
             config, arguments.weights, arguments.output, count=arguments.images, image_ids=arguments.image_ids,
@@ -53,10 +52,7 @@ def main() -> None:
         ):  # fmt: skip
             print(path)
     if arguments.curves is not None:
-        figure = curves_figure(arguments.curves, run_names(arguments.curves, arguments.names))
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        figure.savefig(arguments.output / "curves.png")
-        print(arguments.output / "curves.png")
+        print(draw_curves(arguments.curves, run_names(arguments.curves, arguments.names), arguments.output))
 
 
 if __name__ == "__main__":
@@ -65,3 +61,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

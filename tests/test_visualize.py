@@ -153,10 +153,13 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
     )
     text = error_of("--cfg", cfg, "--weights", other_student(run, tmp_path / "x.pt", anchors=[8, 16, 32, 64, 96]))
     assert "x.pt, step 1: the anchors of teacher and student differ" in text
-    text = error_of("--cfg", cfg, "--weights", early, "--set", "teacher.weights=gone.pt")
+    text = error_of("--cfg", cfg, "teacher.weights=gone.pt", "--weights", early)
     assert text.startswith("error: teacher.weights: gone.pt does not exist: train the teacher first")
     assert "none.pt does not exist" in error_of("--cfg", cfg, "--weights", run / "none.pt")
     assert "has no log.jsonl" in error_of("--curves", tmp_path)
+    (tmp_path / "file").write_text("")
+    text = error_of("--cfg", cfg, "--weights", early, "--output", tmp_path / "file")
+    assert "file cannot be made: File exists; give another with --output" in text
 
 
 def test_compare(monkeypatch, capsys, tmp_path):

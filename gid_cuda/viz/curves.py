@@ -101,7 +101,7 @@ def _panel(axes: Axes, key: str, of_runs: Sequence[list[tuple[int, float]]], smo
     drawn: list[float] = []
     for i, points in enumerate(of_runs):
         steps, values = _columns(points)
-        values = values if is_metric else smooth(values, max(0.0, min(smoothing, 1 - 20 / max(1, len(values)))))
+        values = values if is_metric else smooth(values, max(0.0, min(smoothing, 1 - 14 / max(1, len(values)))))
         drawn += values
         style = _STYLES[i % len(_STYLES)]
         marker = "osD^v"[i % 5] if is_metric else ""
@@ -111,7 +111,8 @@ def _panel(axes: Axes, key: str, of_runs: Sequence[list[tuple[int, float]]], smo
     if not is_metric and len(positive) == len(drawn) and max(positive) / min(positive) > _LOG_SCALE_SPAN:
         axes.set_yscale("log")
     elif is_metric:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(positive, default=1.0))
+    axes.set_xlim(left=0)
     axes.set_title(_title(key), fontsize=10.5)
     axes.set_xlabel("step", fontsize=9, labelpad=1)
     axes.tick_params(labelsize=8.5)
