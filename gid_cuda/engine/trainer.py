@@ -75,11 +75,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
             log.train(progress.step, values, lr=lr, images=settings.batch_size)
             if warning := balance.add(values):
                 log.say(warning)
-            last = progress.step == settings.steps
-            if last or _due(progress.step, settings.eval_every):
+            evaluating = progress.step == settings.steps or _due(progress.step, settings.eval_every)
+            if evaluating:
                 _evaluate(config, run, val_set, folder, log)
-                _save(folder / "last.pt", config, run, train_set.classes)
-            elif _due(progress.step, settings.checkpoint_every):
+            if evaluating or _due(progress.step, settings.checkpoint_every):
                 _save(folder / "last.pt", config, run, train_set.classes)
 
         if run.metrics is None or run.metrics["step"] != progress.step:  # resumed with fewer steps than were done
@@ -96,12 +95,12 @@ def compute_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One forward pass -> (weighted losses by name, other numbers for the log), scalars on the device."""
     with run.autocast:
+        with torch.no_grad():  # the teacher first: what it needs in passing is free again for the student
+            teacher_outputs = run.teacher(images) if run.teacher is not None else None
         outputs = run.student(images, targets)
         losses = {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
-        if run.gid is None or run.teacher is None or config.distill is None:
+        if run.gid is None or teacher_outputs is None or config.distill is None:
             return losses, {}
-        with torch.no_grad():
-            teacher_outputs = run.teacher(images)
         distilled, instances = run.gid(teacher_outputs, outputs, run.student, targets)
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})
