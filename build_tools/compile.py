@@ -50,6 +50,7 @@ class BuildLibraries(build_ext):
     def run(self) -> None:
         self.plan = make_plan()
         if self.plan.toolkit is None:
+            Path(self.get_ext_fullpath(CUDA_LIBRARY)).unlink(missing_ok=True)  # of an earlier build
             self.extensions = [extension for extension in self.extensions if extension.name != CUDA_LIBRARY]
         super().run()
 
