@@ -45,12 +45,12 @@ struct GiScoreRow {
   // cross-multiplication: no division, two exponentials a class. A branch that spares classes their exponentials
   // would not pay here: a warp only gains where all its lanes agree, and they seldom do.
   __device__ __forceinline__ void add(float t, float s) {
-    has_nan = has_nan || t != t || s != s;
+    has_nan = has_nan | ((t != t) | (s != s));  // one comparison
     teacher = fmaxf(teacher, t);
     student = fmaxf(student, s);
     // sigmoid(-20) is 2e-9: nothing that counts is lost, and no product below can overflow.
     const float a = exp_of_minus(fmaxf(t, -20.0f)), b = exp_of_minus(fmaxf(s, -20.0f));
-    const float top = fabsf(b - a), bottom = (1.0f + a) * (1.0f + b);
+    const float top = fabsf(b - a), bottom = fmaf(a, 1.0f + b, 1.0f + b);
     if (top * scale > gap * bottom) {
       gap = top;
       scale = bottom;

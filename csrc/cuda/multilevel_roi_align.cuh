@@ -195,7 +195,7 @@ struct CellRange {
 };
 
 // Finds which of kRoiThreads boxes from `first` on reach the block's cells, one box a thread, into shared.hits, in the
-// order of their slots. All threads; begins and ends with a barrier.
+// order of their slots. All threads; ends with a barrier.
 template <typename T>
 __device__ __forceinline__ void find_hits(
     const RoiArgs<T>& args, const RoiMap<T>& map, int level, int image, int first, const CellRange& cells,
@@ -213,8 +213,7 @@ __device__ __forceinline__ void find_hits(
            hit.row_reach.meets(cells.first_row, cells.last_row) &&
            hit.column_reach.meets(cells.first_column, cells.last_column);
   }
-  __syncthreads();  // the boxes found before have been used
-  const int position = block_exclusive_sum(hits, shared.warp_sums);
+  const int position = block_exclusive_sum(hits, shared.warp_sums);  // its barrier: what was found before has been used
   if (hits) shared.hits[position] = hit;
   if (threadIdx.x == kRoiThreads - 1) shared.count = position + hits;
   __syncthreads();
@@ -313,11 +312,11 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
 template <typename T, typename Launch>
 void launch_roi_align_backward(const Launch& launch, const RoiArgs<T>& args) {
   RoiBlocks blocks = {};
+  int64_t total = 0;
   for (int l = 0; l < args.levels; ++l) {
-    blocks.first[l + 1] =
-        blocks.first[l] + args.images * roi_blocks_a_map(args.channels, args.maps[l].height, args.maps[l].width);
+    total += int64_t(args.images) * roi_blocks_a_map(args.channels, args.maps[l].height, args.maps[l].width);
+    blocks.first[l + 1] = int(total);
   }
-  const int total = blocks.first[args.levels];
   if (total == 0) return;
   const auto kernel = has_channel_packs(args) ? roi_align_backward_kernel<T, true> : roi_align_backward_kernel<T, false>;
   launch(kernel, grid_of(total), dim3(kRoiThreads), args, blocks);
