@@ -14,11 +14,11 @@ from build_tools import cuda, host
 host.check_setuptools()  # before any hook of it reads pyproject.toml
 
 
-def get_requires_for_build_wheel(config_settings=None) -> list[str]:
+def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
     return [*build_meta.get_requires_for_build_wheel(config_settings), *cuda_requirements()]
 
 
-def get_requires_for_build_editable(config_settings=None) -> list[str]:
+def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
     return [*build_meta.get_requires_for_build_editable(config_settings), *cuda_requirements()]
 
 
