@@ -2,10 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
-RUNS ?= runs
 SEED ?= 0
 
-.PHONY: build demo test test-slow lint clean
+.PHONY: build demo test test-slow gpu-check lint clean
 
 # torch first: the extension is then built against the very torch that runs it.
 $(VENV)/ready: pyproject.toml
@@ -14,7 +13,9 @@ $(VENV)/ready: pyproject.toml
 	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja torch torchvision
 	touch $@
 
+# Without isolation pip does not ask what the build needs: the CUDA compiler packages, where no toolkit fits.
 build: $(VENV)/ready
+	$(PY) -m build_tools.backend | xargs -r $(PY) -m pip install --quiet
 	$(PY) -m pip install --quiet --no-build-isolation -e ".[test]"
 	$(PY) -m gid_cuda
 
@@ -22,15 +23,19 @@ demo: build
 	$(PY) scripts/train.py --cfg configs/demo_teacher.yaml --overwrite seed=$(SEED)
 	$(PY) scripts/train.py --cfg configs/demo_student.yaml --overwrite seed=$(SEED)
 	$(PY) scripts/train.py --cfg configs/demo.yaml --overwrite seed=$(SEED)
-	$(PY) scripts/visualize.py --cfg configs/demo.yaml --weights $(RUNS)/demo/distilled/best.pt --output $(RUNS)/demo/pictures \
-	    --curves $(RUNS)/demo/student $(RUNS)/demo/distilled
-	$(PY) scripts/compare.py $(RUNS)/demo/teacher $(RUNS)/demo/student $(RUNS)/demo/distilled
+	$(PY) scripts/visualize.py --cfg configs/demo.yaml --weights runs/demo/distilled/best.pt --output runs/demo/pictures \
+	    --curves runs/demo/student runs/demo/distilled
+	$(PY) scripts/compare.py runs/demo/teacher runs/demo/student runs/demo/distilled
 
 test: build
 	$(PY) -m pytest -q -m "not slow and not cuda"
 
 test-slow: build
 	$(PY) -m pytest -q -m "slow and not cuda"
+
+# On a machine with a GPU: what needs one.
+gpu-check: build
+	$(PY) -m pytest -q -m cuda
 
 lint: $(VENV)/ready
 	$(PY) -m ruff check .
