@@ -1,4 +1,4 @@
-// gi_score on the CPU: one pass over the logits, sixteen classes at a time.
+// gi_score on the CPU: one pass over the logits, as many classes at a time as the machine's vectors hold.
 #include <algorithm>
 #include <limits>
 #include <tuple>
@@ -16,77 +16,107 @@ namespace {
 constexpr int64_t kRowsAThread = 256;  // fewer rows are not worth another thread
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN.
-GID_INLINE Floats fast_exp(Floats x) {
-  const Floats y = x * 1.44269504f;              // e^x = 2^y
-  const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
-  const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
-  Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
-  power = power * f + 5.550734e-2f;
-  power = power * f + 2.4022242e-1f;
-  power = power * f + 6.9314698e-1f;
-  power = power * f + 1.0f;
-  return (Floats)((Words)power + ((Words)shifted << 23));
-}
+template <int N>
+struct Rows : Simd<N> {
+  using V = Simd<N>;
+  using Floats = typename V::Floats;
+  using Words = typename V::Words;
 
-// Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.
-GID_INLINE Floats bounded(Floats x) {
-  const Floats below = x > 43.0f ? all(43.0f) : x;
-  return below < -43.0f ? all(-43.0f) : below;
-}
+  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN.
+  static GID_INLINE Floats fast_exp(const Floats& x) {
+    const Floats y = x * 1.44269504f;              // e^x = 2^y
+    const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
+    const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
+    Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
+    power = power * f + 5.550734e-2f;
+    power = power * f + 2.4022242e-1f;
+    power = power * f + 6.9314698e-1f;
+    power = power * f + 1.0f;
+    return (Floats)((Words)power + ((Words)shifted << 23));
+  }
 
-// |sigmoid(t) - sigmoid(s)| = |e^-s - e^-t| / ((1 + e^-t) (1 + e^-s))
-GID_INLINE Floats probability_gap(Floats t, Floats s) {
-  const Floats a = fast_exp(-bounded(t)), b = fast_exp(-bounded(s));
-  return (Floats)((Words)(b - a) & 0x7fffffff) / ((1.0f + a) * (1.0f + b));
-}
+  // Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.
+  static GID_INLINE Floats bounded(const Floats& x) {
+    const Floats below = x > 43.0f ? V::all(43.0f) : x;
+    return below < -43.0f ? V::all(-43.0f) : below;
+  }
 
-// Of the classes seen so far, lane by lane.
-struct Maxima {
-  Floats gap = all(0.0f), teacher = all(-kInfinity), student = all(-kInfinity);
-  Floats nan = all(0.0f);  // NaN once a gap was, else 0
+  // |sigmoid(t) - sigmoid(s)| = |e^-s - e^-t| / ((1 + e^-t) (1 + e^-s))
+  static GID_INLINE Floats probability_gap(const Floats& t, const Floats& s) {
+    const Floats a = fast_exp(-bounded(t)), b = fast_exp(-bounded(s));
+    return (Floats)((Words)(b - a) & 0x7fffffff) / ((1.0f + a) * (1.0f + b));
+  }
+
+  // Of the classes seen so far, lane by lane.
+  struct Maxima {
+    Floats gap = V::all(0.0f), teacher = V::all(-kInfinity), student = V::all(-kInfinity);
+    Floats nan = V::all(0.0f);  // NaN once a gap was, else 0
+  };
+
+  static GID_INLINE void take(Maxima& top, const Floats& t, const Floats& s) {
+    const Floats gap = probability_gap(t, s);
+    top.gap = V::larger(gap, top.gap);
+    top.teacher = V::larger(t, top.teacher);
+    top.student = V::larger(s, top.student);
+    top.nan += gap * 0.0f;
+  }
+
+  // The largest gap of each row (C,) of logits, and whether the teacher's largest logit is above the student's.
+  template <typename T>
+  static GID_INLINE void score(
+      const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+    for (int64_t row = 0; row < rows; ++row, teacher += classes, student += classes) {
+      Maxima top;
+      int64_t c = 0;
+      for (; c + N <= classes; c += N) take(top, V::load(teacher + c), V::load(student + c));
+      if (c < classes) {
+        float t[N], s[N];
+        std::fill(t, t + N, -kInfinity);
+        std::fill(s, s + N, -kInfinity);
+        for (int lane = 0; c + lane < classes; ++lane) {
+          t[lane] = to_float(teacher[c + lane]);
+          s[lane] = to_float(student[c + lane]);
+        }
+        take(top, V::load(t), V::load(s));
+      }
+      const float nan = V::sum(top.nan);
+      scores[row] = V::largest(top.gap) + nan;
+      teacher_is_surer[row] = V::largest(top.teacher) > V::largest(top.student) && nan == 0.0f;
+    }
+  }
 };
 
-GID_INLINE void take(Maxima& top, Floats t, Floats s) {
-  const Floats gap = probability_gap(t, s);
-  top.gap = larger(gap, top.gap);
-  top.teacher = larger(t, top.teacher);
-  top.student = larger(s, top.student);
-  top.nan += gap * 0.0f;
-}
-
-// The largest gap of each row (C,) of logits, and whether the teacher's largest logit is above the student's.
 template <typename T>
-GID_INLINE void score_rows(
-    const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
-  for (int64_t row = 0; row < rows; ++row, teacher += classes, student += classes) {
-    Maxima top;
-    int64_t c = 0;
-    for (; c + kLanes <= classes; c += kLanes) take(top, load(teacher + c), load(student + c));
-    if (c < classes) {
-      float t[kLanes], s[kLanes];
-      std::fill(t, t + kLanes, -kInfinity);
-      std::fill(s, s + kLanes, -kInfinity);
-      for (int lane = 0; c + lane < classes; ++lane) {
-        t[lane] = to_float(teacher[c + lane]);
-        s[lane] = to_float(student[c + lane]);
-      }
-      take(top, load(t), load(s));
-    }
-    const float nan = sum(top.nan);
-    scores[row] = largest(top.gap) + nan;
-    teacher_is_surer[row] = largest(top.teacher) > largest(top.student) && nan == 0.0f;
-  }
+using ScoreRows = void(const T*, const T*, int64_t, int64_t, float*, bool*);
+
+template <typename T>
+void score_rows_4(const T* t, const T* s, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+  Rows<4>::score(t, s, rows, classes, scores, teacher_is_surer);
 }
 
-#define GID_SCORE_ROWS(T)                                                                                             \
-  GID_CLONES void score_rows_of(                                                                                      \
-      const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {     \
-    score_rows(teacher, student, rows, classes, scores, teacher_is_surer);                                            \
-  }
-GID_SCORE_ROWS(float)
-GID_SCORE_ROWS(Half)
-GID_SCORE_ROWS(BFloat16)
+#ifdef GID_X86
+template <typename T>
+GID_TARGET("avx2")
+void score_rows_8(const T* t, const T* s, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+  Rows<8>::score(t, s, rows, classes, scores, teacher_is_surer);
+}
+
+template <typename T>
+GID_TARGET("avx512f")
+void score_rows_16(const T* t, const T* s, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+  Rows<16>::score(t, s, rows, classes, scores, teacher_is_surer);
+}
+#endif
+
+// The widest that this machine can run.
+template <typename T>
+ScoreRows<T>* score_rows() {
+#ifdef GID_X86
+  if (__builtin_cpu_supports("avx512f")) return score_rows_16<T>;
+  if (__builtin_cpu_supports("avx2")) return score_rows_8<T>;
+#endif
+  return score_rows_4<T>;
+}
 
 std::tuple<Tensor, Tensor> gi_score(
     const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
@@ -106,11 +136,12 @@ std::tuple<Tensor, Tensor> gi_score(
   for_float_type(t, [&](auto type) {
     using T = decltype(type);
     const T *teacher = pointer<T>(t), *student = pointer<T>(s);
+    ScoreRows<T>* const score_some = score_rows<T>();
     torch::stable::parallel_for(0, images * count, kRowsAThread, [&](int64_t begin, int64_t end) {
       bool teacher_is_surer[kRowsAThread];
       for (int64_t start = begin; start < end; start += kRowsAThread) {
         const int64_t rows = std::min(kRowsAThread, end - start), offset = start * classes;
-        score_rows_of(teacher + offset, student + offset, rows, classes, score + start, teacher_is_surer);
+        score_some(teacher + offset, student + offset, rows, classes, score + start, teacher_is_surer);
         for (int64_t row = start; row < start + rows; ++row) {
           box[row] = teacher_is_surer[row - start] ? from_teacher[row] : from_student[row];
           if (size) box[row] = clip(box[row], float(size[row / count * 2]), float(size[row / count * 2 + 1]));
