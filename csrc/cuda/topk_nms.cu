@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor> topk_nms(
     const Tensor& boxes, const Tensor& scores, int64_t k, double iou_threshold, std::optional<Tensor> groups,
     double min_size) {
   check_topk_nms(boxes, scores, k, iou_threshold, groups, min_size);
-  STD_TORCH_CHECK(scores.size(1) <= int64_t(1) << 30, "boxes must be at most 2^30 an image on CUDA, got ", scores.size(1));
+  STD_TORCH_CHECK(scores.size(1) <= int64_t(1) << 30, "boxes must be at most 2^30 an image, got ", scores.size(1));
   const CudaLaunch launch(scores);
   const Tensor box = prepared(boxes), score = prepared(scores);
   const std::optional<Tensor> group = prepared(groups);

@@ -179,11 +179,11 @@ struct Stretch {
 };
 
 // Selects the ranks from `lower` up to, without, `upper`: at most kStretch, at least kEnough where there are so many.
-// Digit by digit from the top: whole bins are taken while they fit, and the one that does not is looked at more closely.
+// Digit by digit from the top: whole bins are taken while they fit, the one that does not is looked at more closely.
 __device__ __forceinline__ Stretch select_stretch(
     const TopkNmsArgs& args, NmsImage& image, NmsShared& shared, uint64_t upper, int number) {
   Stretch stretch = {0, 0};
-  uint64_t prefix = 0;                  // the bits that the pivots so far have fixed
+  uint64_t prefix = 0;                      // the bits that the pivots so far have fixed
   int above_shift = 32 + image.index_bits;  // and where they end
   for (;;) {
     const int shift = above_shift > kDigitBits ? above_shift - kDigitBits : 0;
@@ -260,8 +260,8 @@ __device__ __forceinline__ void sort_descending(uint64_t* order, int size) {
   }
 }
 
-// The first of the piece's boxes that is alive, or -1. All threads; `turn` alternates between 0 and 1 from call to call,
-// so that one barrier is enough: nobody writes what others may still read.
+// The first of the piece's boxes that is alive, or -1. All threads; `turn` alternates between 0 and 1 from call to
+// call, so that one barrier is enough: nobody writes what others may still read.
 __device__ __forceinline__ int first_alive(NmsShared& shared, bool alive, int turn) {
   const int lane = threadIdx.x % kWarpSize;
   const unsigned own = __ballot_sync(kAllLanes, alive);
@@ -333,7 +333,9 @@ __global__ void __launch_bounds__(kNmsThreads) topk_nms_select_kernel(const __gr
     if (stretch.lower == 0) break;
     upper = stretch.lower;
   }
-  for (int slot = image.kept + int(threadIdx.x); slot < args.k; slot += kNmsThreads) args.indices[b * args.k + slot] = -1;
+  for (int slot = image.kept + int(threadIdx.x); slot < args.k; slot += kNmsThreads) {
+    args.indices[b * args.k + slot] = -1;
+  }
   if (threadIdx.x == 0) args.counts[b] = image.kept;
 }
 

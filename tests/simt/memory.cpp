@@ -60,8 +60,9 @@ Memory memory;
 std::string place(const void* code) {
   Dl_info info;
   if (!dladdr(code, &info)) return "";
+  const size_t offset = size_t(static_cast<const char*>(code) - static_cast<char*>(info.dli_fbase)) - 1;
   char text[32];
-  std::snprintf(text, sizeof text, " [+0x%zx]", size_t(static_cast<const char*>(code) - static_cast<char*>(info.dli_fbase)) - 1);
+  std::snprintf(text, sizeof text, " [+0x%zx]", offset);
   return text;
 }
 
@@ -101,7 +102,8 @@ void check_cell(Cell& cell, bool is_shared, Kind kind, const Thread& self, const
          std::to_string(event.thread) + (event.block == memory.block ? "" : " of another block") +
          " has written, with no barrier in between" + place(code));
   }
-  const Event event{memory.block, uint16_t(self.rank), kind == Kind::kAtomic, machine.barrier, self.clock[self.rank % kWarp]};
+  const uint32_t time = self.clock[self.rank % kWarp];
+  const Event event{memory.block, uint16_t(self.rank), kind == Kind::kAtomic, machine.barrier, time};
   if (kind == Kind::kRead) return remember(cell.reads, event, self);
   for (const Event& read : cell.reads) {
     if (!races(read, self, kind)) continue;
@@ -157,8 +159,9 @@ void access(const void* pointer, size_t bytes, Kind kind, const void* code) {
 
 void aligned_access(const void* pointer, size_t bytes, Kind kind, const void* code) {
   if (machine.current && reinterpret_cast<uintptr_t>(pointer) % bytes) {
-    fail(name(*machine.current) + " touches " + std::to_string(bytes) + " bytes at an address that is not a multiple of " +
-         std::to_string(bytes) + place(code));
+    const std::string size = std::to_string(bytes);
+    fail(name(*machine.current) + " touches " + size + " bytes at an address that is not a multiple of " + size +
+         place(code));
   }
   access(pointer, bytes, kind, code);
 }
@@ -232,8 +235,12 @@ SIMT_HOOKS(2)
 SIMT_HOOKS(4)
 SIMT_HOOKS(8)
 SIMT_HOOKS(16)
-void __tsan_read_range(void* p, size_t bytes) { simt::access(p, bytes, simt::Kind::kRead, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, size_t bytes) { simt::access(p, bytes, simt::Kind::kWrite, __builtin_return_address(0)); }
+void __tsan_read_range(void* p, size_t bytes) {
+  simt::access(p, bytes, simt::Kind::kRead, __builtin_return_address(0));
+}
+void __tsan_write_range(void* p, size_t bytes) {
+  simt::access(p, bytes, simt::Kind::kWrite, __builtin_return_address(0));
+}
 void* __tsan_memcpy(void* to, const void* from, size_t bytes) {
   simt::access(from, bytes, simt::Kind::kRead, __builtin_return_address(0));
   simt::access(to, bytes, simt::Kind::kWrite, __builtin_return_address(0));

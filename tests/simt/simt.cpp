@@ -92,7 +92,8 @@ void release_warp(const std::vector<Thread*>& lanes) {
   for (Thread* thread : lanes) {
     if (thread->op == WarpOp::kShuffle) {
       if (!(thread->mask >> thread->source & 1)) {
-        fail("a shuffle at " + site(*thread) + " reads lane " + std::to_string(thread->source) + ", which takes no part");
+        const std::string lane = std::to_string(thread->source);
+        fail("a shuffle at " + site(*thread) + " reads lane " + lane + ", which takes no part");
       }
       thread->value = values[thread->source];
     } else if (thread->op == WarpOp::kBallot) {

@@ -43,7 +43,7 @@ def test_no_kernel_spills_registers(source, tmp_path):
     toolkit, why_not = cuda.find_toolkit(torch.version.cuda, compiler())
     if toolkit is None:
         pytest.skip(why_not)
-    includes = [f"-I{SOURCES}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    includes = [f"-I{SOURCES}", "-isystem", str(Path(torch.__file__).parent / "include")]
     architectures = cuda.flags([name.removesuffix("+PTX") for name in cuda.DEFAULT_ARCHITECTURES])
     command = [*toolkit.nvcc, *build.NVCC_FLAGS, *architectures, "-Xptxas=-v", *includes, "-c", str(source)]
     done = subprocess.run([*command, "-o", str(tmp_path / "object.o")], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-#include "cuda/multilevel_roi_align.cuh"
+#include "cuda/multilevel_roi_align_backward.cuh"
 
 #include "entry.h"
 

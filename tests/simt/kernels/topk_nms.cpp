@@ -4,8 +4,8 @@
 
 SIMT_ENTRY(topk_nms)(
     uint64_t seed, const void* boxes, const float* scores, const int64_t* groups, int64_t* indices, int64_t* counts,
-    uint32_t* keys, int* histogram, void* kept_boxes, int64_t* kept_groups, int64_t images, int64_t count, int64_t pitch,
-    int64_t k, int64_t kept_pitch, float iou_threshold, float min_size) {
+    uint32_t* keys, int* histogram, void* kept_boxes, int64_t* kept_groups, int64_t images, int64_t count,
+    int64_t pitch, int64_t k, int64_t kept_pitch, float iou_threshold, float min_size) {
   return simt::guarded([&] {
     gid::TopkNmsArgs args = {};
     args.boxes = static_cast<const gid::Box*>(boxes);
