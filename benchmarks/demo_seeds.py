@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 import torch
-from gid_cuda.engine.trainer import train
 
 from gid_cuda.config import load_config
+from gid_cuda.engine.trainer import train
 from gid_cuda.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
