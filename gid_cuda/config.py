@@ -27,6 +27,7 @@ from gid_cuda import config_file
 from gid_cuda.errors import UserError
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # No shell expands ~ in a config.
@@ -73,7 +74,8 @@ class DataConfig(Section):
 class InputConfig(Section):
     """The one transform of a step: torchvision's `GeneralizedRCNNTransform`. Shared by teacher and student."""
 
-    min_size: list[PositiveInt] = [800]  # shorter side; several: one is drawn in training, the last in evaluation
+    # shorter side; several: one is drawn in training, the last in evaluation
+    min_size: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
     max_size: PositiveInt = 1333
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
@@ -146,7 +148,7 @@ class TrainConfig(Section):
 
 class Config(Section):
     output: HomePath  # the run's folder
-    seed: int = 0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
     input: InputConfig = InputConfig()

@@ -228,6 +228,8 @@ def _expected(item: Any) -> str:
         return "one of " + context["expected"].replace(" or ", ", ")
     if kind == "too_long":
         return f"a list of {context['max_length']} values"
+    if kind == "too_short":
+        return f"a list with at least {context['min_length']}"
     bounds = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"),
               "less_than_equal": ("le", "at most"), "less_than": ("lt", "below")}  # fmt: skip
     if kind in bounds:
