@@ -19,7 +19,10 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     try:
         config = load_config(args.cfg, args.overrides)
-        print(format_metrics(evaluate_weights(config, args.weights)))
+        metrics = evaluate_weights(config, args.weights)
+        for note in metrics["notes"]:
+            print(note, file=sys.stderr)
+        print(format_metrics(metrics))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from gid_cuda.engine.checkpoint import load_detector
+from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.inference import coco_ids, find_images, predict_files
-from gid_cuda.engine.setup import choose_device
 from gid_cuda.errors import UserError
 
 

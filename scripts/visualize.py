@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from gid_cuda.config import load_config
+from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.pictures import draw_curves, draw_instances
-from gid_cuda.engine.setup import choose_device, require_teacher
+from gid_cuda.engine.setup import require_teacher
 from gid_cuda.errors import UserError
 from gid_cuda.viz.table import run_names
 

@@ -43,13 +43,19 @@ def evaluate(
 
 
 def evaluate_weights(config: Config, weights: str) -> Metrics:
-    """`evaluate` for a weights file: the detector is `config.model` with these weights."""
+    """`evaluate` for a weights file: the detector is `config.model` with these weights.
+
+    notes, one line each: flaws of the data, how the weights were loaded, files that cannot be read.
+    """
     dataset = build_dataset(config.data, "val")
     model = config.model.model_copy(update={"weights": weights})
     device = choose_device(config.device)
     detector = build_detector(model, config.input, dataset.classes).to(device)
     batch_size = config.train.batch_size // config.train.accumulate
-    return evaluate(detector, dataset, batch_size=batch_size, workers=config.data.workers, device=device)
+    metrics = evaluate(detector, dataset, batch_size=batch_size, workers=config.data.workers, device=device)
+    left_out = [f"left out, as it cannot be read: {problem}" for problem in metrics["unreadable"]]
+    data_notes = [f"data: {note}" for note in (*dataset.notes, *left_out)]
+    return {**metrics, "notes": [*data_notes, *(f"model: {note}" for note in detector.weight_notes)]}
 
 
 @torch.no_grad()

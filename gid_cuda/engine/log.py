@@ -25,9 +25,8 @@ class RunLog:
         self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), leave=False)
         self._window: list[dict[str, float]] = []
         self._images = 0
-        self._began = time.monotonic()
-        self._mark = self._began
         self._paused = 0.0
+        self.start_clock()
 
     def __enter__(self) -> RunLog:
         return self
@@ -36,6 +35,10 @@ class RunLog:
         self._bar.close()
         self._file.close()
         self._board.close()
+
+    def start_clock(self) -> None:
+        """Speed and remaining time count from here: what comes before the first step is no training."""
+        self._began = self._mark = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line (or several) for the person who watches."""

@@ -24,7 +24,7 @@ _FILES = ("config.yaml", "log.jsonl", "last.pt", "best.pt", "metrics.json")
 _SAME_ON_RESUME = (
     "seed", "model", "teacher", "distill", "input", "train.optimizer", "train.batch_size", "train.accumulate"
 )  # fmt: skip
-_MAY_DIFFER = ("weights", "score_thresh", "nms_thresh", "detections_per_img")
+_MAY_DIFFER = ("score_thresh", "nms_thresh", "detections_per_img")
 
 
 def check_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
@@ -75,7 +75,7 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
         )
     then, now = (dict(_leaves(c)) for c in (content["config"], config_to_dict(config)))
     for key in sorted(then.keys() | now.keys()):
-        if _must_match(key) and then.get(key) != now.get(key):
+        if _must_match(key) and _what_counts(key, then.get(key)) != _what_counts(key, now.get(key)):
             raise UserError(
                 f"{path} was trained with {key} {_say(then.get(key))} and the config says {_say(now.get(key))}: "
                 "resume needs both the same; begin anew with --overwrite or another output"
@@ -96,6 +96,11 @@ def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
 
 def _must_match(key: str) -> bool:
     return key.startswith(_SAME_ON_RESUME) and not key.endswith(_MAY_DIFFER)
+
+
+def _what_counts(key: str, value: Any) -> Any:
+    """A weights file may have moved; but with weights fewer layers are trained than from scratch."""
+    return value is not None if key.endswith("weights") else value
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

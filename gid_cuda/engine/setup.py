@@ -47,6 +47,7 @@ class Run:
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     metrics: dict[str, Any] | None = None  # of the latest evaluation
+    told: set[str] = field(default_factory=set)  # what has been said of files that cannot be read
 
     def resume_state(self) -> dict[str, Any]:
         """All but the student's weights, as plain containers and tensors."""
@@ -59,11 +60,12 @@ class Run:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """From a checkpoint with its training state; `restore_random` comes last, after all else has drawn."""
+        """From a checkpoint with its training state, all but the random states: see `start_random`."""
         saved = content["resume"]
         self.student.load_state_dict(content["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where it was off: on the CPU, or before train.amp became fp16
+            self.scaler.load_state_dict(saved["scaler"])
         if self.gid is not None:
             self.gid.load_state_dict(saved["criterion"])
         self.progress = Progress(**saved["progress"])

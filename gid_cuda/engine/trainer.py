@@ -49,6 +49,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
         balance = checks.Balance(enabled=run.gid is not None and progress.step == 0)
         batches = _batches(config, run, train_set, log)
         start_random(config, content)
+        log.start_clock()
 
         while progress.step < settings.steps:
             began = time.monotonic()
@@ -108,8 +109,7 @@ def compute_losses(
 
 
 def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
-    """The batches of the steps that are left; each file that cannot be read is told once."""
-    told: set[str] = set()
+    """The batches of the steps that are left."""
     for batch in build_loader(
         dataset,
         batch_size=config.train.batch_size,
@@ -120,10 +120,16 @@ def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -
         hflip=config.data.hflip,
         pin_memory=_device(run).type == "cuda",
     ):
-        for problem in set(batch.unreadable) - told:
-            log.say(f"data: the next image stands in for one that cannot be read: {problem}")
-            told.add(problem)
+        _tell_unreadable(run, log, "the next image stands in for one that cannot be read", batch.unreadable)
         yield batch
+
+
+def _tell_unreadable(run: Run, log: RunLog, what: str, problems: list[str]) -> None:
+    """In one line, and of each file once in a run."""
+    new = [line for line in dict.fromkeys(f"{what}: {problem}" for problem in problems) if line not in run.told]
+    if new:
+        run.told.update(new)
+        log.say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
 
 
 def _cut(batch: Batch, count: int) -> list[Batch]:
@@ -170,8 +176,7 @@ def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path,
     metrics = evaluate(
         run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
     )
-    for problem in metrics.pop("unreadable"):
-        log.say(f"data: left out of the evaluation, as it cannot be read: {problem}")
+    _tell_unreadable(run, log, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
     run.metrics = {"step": run.progress.step, **metrics}
     log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)
     if (metrics["AP"] or 0.0) > run.progress.best_ap:

@@ -34,6 +34,22 @@ def test_means_over_the_steps_since_the_last_line(tmp_path: Path, capsys: Any) -
     assert said[-1] == "step 5: AP 12.3  AP50 12.3"
 
 
+def test_speed_and_remaining_time_count_from_the_first_step(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """Not from the check of the teacher before it, and without the evaluations between the steps."""
+    now = [0.0]
+    monkeypatch.setattr("gid_cuda.engine.log.time.monotonic", lambda: now[0])
+    with RunLog(tmp_path, start_step=0, steps=4, every=1) as log:
+        now[0] = 1000.0
+        log.start_clock()
+        for step, pause in ((1, 500.0), (2, 0.0)):
+            now[0] += 2.0
+            log.train(step, {"loss": 1.0}, lr=0.1, images=8)
+            now[0] += pause
+            log.evaluated(step, metrics(1.0), pause)
+    assert [e["images_per_s"] for e in lines(tmp_path) if e["kind"] == "train"] == [4.0, 4.0]
+    assert "00:06 left" in (said := capsys.readouterr().out) and "00:04 left" in said
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     with RunLog(tmp_path, start_step=0, steps=2, every=1) as log:
         log.train(1, {"loss": 3.0}, lr=0.1, images=8)
