@@ -110,7 +110,7 @@ class GeneralInstances:
 
 
 class Detector(nn.Module):
-    """The adapter between a detector and everything else. RetinaNet, FCOS and Faster R-CNN implement it.
+    """The adapter between a detector and everything else; `gid_cuda.detectors.RetinaNet` is one.
 
     num_classes:  C of the data set, without background
     out_channels: Ch of the FPN maps in `DetectorOutputs.features`
