@@ -38,7 +38,7 @@ def test_equals_the_reference(device: str, dtype: torch.dtype, k: int, grouped: 
 
 
 @each_device
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
     boxes=st.lists(st.tuples(*[COORDINATES | STRANGE] * 4) | st.tuples(*[COORDINATES] * 4), max_size=24),
     data=st.data(),
