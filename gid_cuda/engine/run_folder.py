@@ -40,9 +40,13 @@ def check_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
             f"output: {folder} already holds a run ({', '.join(used)}): continue it with --resume, begin anew with "
             "--overwrite, or name another folder with output=..."
         )
-    weights = config.teacher.weights if config.teacher is not None and config.distill is not None else None
-    if weights is not None and Path(weights).resolve().parent == folder.resolve():
-        raise UserError(f"teacher.weights: {weights} lies in this run's own output folder: choose another output")
+    needed = {
+        "model.weights": config.model.weights if overwrite else None,
+        "teacher.weights": config.teacher.weights if config.teacher and config.distill else None,
+    }
+    for key, weights in needed.items():
+        if weights is not None and Path(weights).resolve().parent == folder.resolve():
+            raise UserError(f"{key}: {weights} lies in this run's own output folder: choose another output")
 
 
 def open_folder(config: Config, *, overwrite: bool) -> Path:

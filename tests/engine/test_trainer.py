@@ -323,6 +323,14 @@ def test_teacher_in_the_runs_own_folder(data: Path, teacher: Path) -> None:
     assert teacher.exists()
 
 
+def test_overwriting_the_weights_that_it_starts_from(data: Path, tmp_path: Path) -> None:
+    train(plain_config(data, tmp_path / "run", "train.steps=1"))
+    best = tmp_path / "run" / "best.pt"
+    with pytest.raises(UserError, match=r"model\.weights: .*best\.pt lies in this run's own output folder"):
+        train(plain_config(data, tmp_path / "run", f"model.weights={best}"), overwrite=True)
+    assert best.exists()
+
+
 def test_adaptation_that_does_not_fit(data: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distill: .*adapt='none' needs equal channels"):
         train(distilled_config(data, tmp_path / "run", teacher, "distill.adapt=none"))
