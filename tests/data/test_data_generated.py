@@ -155,20 +155,6 @@ def test_pictures_are_varied_and_annotated_alike(tmp_path: Path) -> None:
     assert (areas > 0).all() and (areas <= (boxes[:, 2:] - boxes[:, :2]).prod(1)).all()
 
 
-def test_colour_does_not_tell_the_class() -> None:
-    """The mean colour of a box says no more about its class than chance, within what the sample allows."""
-    colours: dict[int, list[np.ndarray]] = {label: [] for label in range(len(scenes.CLASSES))}
-    for i in range(80):
-        scene = scenes.draw_scene(96, 72, np.random.default_rng([1, i]))
-        for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
-            colours[label].append(scene.pixels[y1:y2, x1:x2].reshape(-1, 3).mean(0))
-    spread = np.concatenate([np.array(rows) for rows in colours.values()]).std(0)
-    overall = np.concatenate([np.array(rows) for rows in colours.values()]).mean(0)
-    for rows in colours.values():
-        error = spread / np.sqrt(len(rows))
-        assert (np.abs(np.mean(rows, 0) - overall) < 5 * error).all()
-
-
 def test_annotations_are_plain_coco(tmp_path: Path) -> None:
     folder = generated.generate(config(tmp_path).generated, tmp_path)
     content = json.loads((folder / "val.json").read_text())
