@@ -16,7 +16,7 @@ from gid_cuda.config import GeneratedConfig
 from gid_cuda.data.scenes import CLASSES, draw_scene
 from gid_cuda.errors import UserError
 
-_VERSION = 1  # of the pictures; a change in scenes.py that alters them raises it, so that no run finds the old ones
+_VERSION = 2  # of the pictures; a change in scenes.py that alters them raises it, so that no run finds the old ones
 _SMALLEST = 48  # pixels; below it shapes of ten pixels have no room
 
 

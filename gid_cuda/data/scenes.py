@@ -1,10 +1,11 @@
 """Draws the pictures of the generated data set: shapes on a table, in numpy and PIL alone.
 
-Classes differ in outline and texture, never in colour. Everything else makes the task harder in a way that a larger
-model copes with better: sizes from a twelfth to a half of the shorter side, squashed and rotated; look-alikes of each
-class that carry no box (a plain disc beside the striped and the dotted one, a flower beside the gear, a broken ring,
-stars with another number of points, a striped tile); bars and leaves in front; textured backgrounds; uneven light,
-blur, noise and contrast.
+Classes differ in outline and texture; each prefers a range of hues, which overlaps with its neighbours', so that a
+glance tells something and only a look tells the rest. Everything else makes the task harder in a way that a larger
+model copes with better: sizes from a sixth to more than half of the shorter side, squashed and rotated; look-alikes of
+each class in its colours that carry no box (a flower beside the gear, stars with another number of points, a broken
+ring, a plain and a striped disc and a dotted tile beside the dotted disc); bars and leaves in front; textured
+backgrounds; uneven light, blur, noise and contrast.
 """
 
 from __future__ import annotations
@@ -117,8 +118,7 @@ def _plain_disc(u: Array, v: Array, rng: np.random.Generator) -> Surface:
 
 
 def _tile(u: Array, v: Array, rng: np.random.Generator) -> Surface:
-    tone = _stripes(u, rng) if rng.random() < 0.5 else _dots(u, v, rng)
-    return 0.8 - np.maximum(np.abs(u), np.abs(v)), tone
+    return 0.8 - np.maximum(np.abs(u), np.abs(v)), _dots(u, v, rng)
 
 
 def _bar(u: Array, v: Array, rng: np.random.Generator) -> Surface:
@@ -135,30 +135,43 @@ CLASSES: dict[str, Shape] = {
     "gear": _gear,
     "star": _five_points,
     "ring": _closed_ring,
-    "striped disc": _striped_disc,
     "dotted disc": _dotted_disc,
 }
-_LOOK_ALIKES: list[Shape] = [_flower, _other_star, _broken_ring, _plain_disc, _tile]
+_LOOK_ALIKES: list[tuple[Shape, int]] = [  # and the class whose colours it wears
+    (_flower, 0), (_other_star, 1), (_broken_ring, 2), (_striped_disc, 3), (_plain_disc, 3), (_tile, 3)
+]  # fmt: skip
 _COVERS: list[Shape] = [_bar, _leaf]
 
 
-def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
-    hue = rng.random() * 6
+_HUE_SPREAD = 0.1  # of the whole circle, standard deviation
+
+
+def _colour(
+    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float], hue: float | None = None
+) -> Array:
+    """A colour in [0, 1]; hue: 0 to 1 around the circle, drawn where it is None."""
+    turn = rng.random() if hue is None else hue
     s, v = rng.uniform(*saturation), rng.uniform(*value)
-    offset = (np.array([5.0, 3.0, 1.0]) + hue) % 6  # the usual HSV to RGB
+    offset = (np.array([5.0, 3.0, 1.0]) + turn * 6) % 6  # the usual HSV to RGB
     return (v - v * s * np.clip(np.minimum(offset, 4 - offset), 0, 1)).astype(np.float32)
 
 
-def _tones(rng: np.random.Generator) -> tuple[Array, Array]:
-    """Two colours of one hue family, far enough apart for a pattern to be seen."""
-    first = _colour(rng, (0.2, 0.68), (0.45, 0.95))
+def _tones(rng: np.random.Generator, label: int | None) -> tuple[Array, Array]:
+    """Two colours of one hue, far enough apart for a pattern to be seen; label: of the class that wears them."""
+    hue = None if label is None else rng.normal(label / len(CLASSES), _HUE_SPREAD)
+    first = _colour(rng, (0.3, 0.75), (0.45, 0.95), hue)
     dark = first.mean() > 0.5
     second = first * rng.uniform(0.45, 0.65) if dark else 1 - (1 - first) * rng.uniform(0.35, 0.55)
     return first, second.astype(np.float32)
 
 
-def _layer(shape: Shape, size: float, label: int | None, extent: tuple[int, int], rng: np.random.Generator) -> _Layer:
-    """`shape`, `size` pixels across, squashed, rotated and lit, somewhere in a picture of `extent` (width, height)."""
+def _layer(
+    shape: Shape, size: float, label: int | None, looks: int | None, extent: tuple[int, int], rng: np.random.Generator
+) -> _Layer:
+    """`shape`, `size` pixels across, squashed, rotated and lit, somewhere in a picture of `extent` (width, height).
+
+    label: its class, where it carries a box. looks: the class whose colours it wears.
+    """
     radius = size / 2
     reach = int(np.ceil(radius * 1.2)) + _MARGIN
     center_x, center_y = (rng.uniform(0.35 * min(size, e), e - 0.35 * min(size, e)) for e in extent)
@@ -171,11 +184,11 @@ def _layer(shape: Shape, size: float, label: int | None, extent: tuple[int, int]
 
     distance, tone = shape(u, v, rng)
     distance = distance * radius
-    first, second = _tones(rng)
+    first, second = _tones(rng, looks)
     colour = first + (second - first) * tone[..., None]
     light = 1 - 0.16 * (dx + dy)  # from the upper left
     rim = 1 - 0.35 * np.clip(1.6 - distance, 0, 1)  # a darker outline
-    grain = 1 + rng.uniform(0, 0.06) * rng.standard_normal(distance.shape, dtype=np.float32)
+    grain = 1 + rng.uniform(0, 0.04) * rng.standard_normal(distance.shape, dtype=np.float32)
     shadow = np.roll(np.clip(0.5 + distance / 5, 0, 1), (3, 2), (0, 1))
     return _Layer(x, y, np.clip(distance + 0.5, 0, 1), shadow, colour * (light * rim * grain)[..., None], label)
 
@@ -204,26 +217,27 @@ def _background(width: int, height: int, rng: np.random.Generator) -> Array:
         texture = _noise(width, height, 24, rng) + _noise(width, height, 60, rng)
     else:  # paper
         texture = rng.standard_normal((height, width), dtype=np.float32)
-    return pixels * (1 + rng.uniform(0.03, 0.13) * texture[..., None])
+    return pixels * (1 + rng.uniform(0.02, 0.09) * texture[..., None])
 
 
 def _layers(width: int, height: int, rng: np.random.Generator) -> list[_Layer]:
     """Everything on the table, lowest first: shapes and look-alikes mixed, then a few covers."""
     side = min(width, height)
-    smallest, largest = max(10.0, side / 12), side * 0.55
+    smallest, largest = max(10.0, side / 6), side * 0.6
 
-    def put(shape: Shape, label: int | None, low: float, high: float) -> _Layer:
+    def put(shape: Shape, label: int | None, looks: int | None, low: float, high: float) -> _Layer:
         size = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high)))))
-        return _layer(shape, size, label, (width, height), rng)
+        return _layer(shape, size, label, looks, (width, height), rng)
 
     shapes = list(CLASSES.values())
-    labels = rng.integers(len(shapes), size=rng.integers(2, 9))
-    layers = [put(shapes[label], int(label), smallest, largest) for label in labels]
-    for which in rng.integers(len(_LOOK_ALIKES), size=rng.integers(2, 6)):
-        layers.append(put(_LOOK_ALIKES[which], None, smallest, largest))
+    labels = rng.integers(len(shapes), size=rng.integers(3, 8))
+    layers = [put(shapes[label], int(label), int(label), smallest, largest) for label in labels]
+    for which in rng.integers(len(_LOOK_ALIKES), size=rng.integers(1, 4)):
+        shape, looks = _LOOK_ALIKES[which]
+        layers.append(put(shape, None, looks, smallest, largest))
     layers = [layers[i] for i in rng.permutation(len(layers))]
-    for which in rng.integers(len(_COVERS), size=rng.integers(1, 5)):
-        layers.append(put(_COVERS[which], None, side / 4, side * 0.9))
+    for which in rng.integers(len(_COVERS), size=rng.integers(0, 3)):
+        layers.append(put(_COVERS[which], None, None, side / 4, side * 0.9))
     return layers
 
 
@@ -243,10 +257,10 @@ def _finish(pixels: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     pixels = pixels * (1 + 0.2 * _noise(width, height, 2, rng)[..., None])
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
     if rng.random() < 0.4:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
     pixels = np.asarray(image, np.float32) / 255
-    pixels = (pixels - 0.5) * rng.uniform(0.65, 1.1) + 0.5 + rng.uniform(-0.08, 0.08)
-    pixels += rng.uniform(0.005, 0.035) * rng.standard_normal(pixels.shape, dtype=np.float32)
+    pixels = (pixels - 0.5) * rng.uniform(0.75, 1.1) + 0.5 + rng.uniform(-0.06, 0.06)
+    pixels += rng.uniform(0.005, 0.02) * rng.standard_normal(pixels.shape, dtype=np.float32)
     return (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
