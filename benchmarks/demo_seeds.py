@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Is the demo's gain what the method does, or luck? Trains teacher, plain and distilled student for several seeds.
+"""Is the demo's gain what the method does, or luck? One teacher, then plain and distilled student for several seeds.
 
     python benchmarks/demo_seeds.py [--seeds 5] [--output runs/seeds] [--json benchmarks/results/demo_seeds.json]
 
-Each seed has a teacher of its own; finished runs are kept, so it can be stopped and started again. All seeds are
-reported. `benchmarks/readme.py` makes README's table from the JSON file.
+Plain and distilled student of one seed start from the same weights and see the same batches. Finished runs are kept, so
+it can be stopped and started again. All seeds are reported. `benchmarks/readme.py` makes README's table from the JSON.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gid_cuda.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROLES = {"teacher": "demo_teacher.yaml", "plain": "demo_student.yaml", "distilled": "demo.yaml"}
+STUDENTS = ("plain", "distilled")
 
 
 def run(role: str, seed: int, folder: Path) -> dict:
@@ -33,7 +34,7 @@ def run(role: str, seed: int, folder: Path) -> dict:
     if not metrics.exists():
         overrides = [f"seed={seed}", f"output={output}"]
         if role == "distilled":
-            overrides.append(f"teacher.weights={folder / f'teacher-{seed}' / 'best.pt'}")
+            overrides.append(f"teacher.weights={folder / 'teacher-0' / 'best.pt'}")
         train(load_config(CONFIGS / ROLES[role], overrides), resume=True)
     return json.loads(metrics.read_text())
 
@@ -57,11 +58,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "demo_seeds.json")
     arguments = parser.parse_args()
     runs = []
-    for seed in range(arguments.seeds):
-        for role in ROLES:
-            metrics = run(role, seed, arguments.output)
-            runs.append({"role": role, "seed": seed, **{k: v for k, v in metrics.items() if k != "per_class"}})
-            print(f"seed {seed} {role}: AP {metrics['AP']:.1f}, AP50 {metrics['AP50']:.1f}", flush=True)
+    for role, seed in [("teacher", 0), *((role, seed) for seed in range(arguments.seeds) for role in STUDENTS)]:
+        metrics = run(role, seed, arguments.output)
+        runs.append({"role": role, "seed": seed, **{k: v for k, v in metrics.items() if k != "per_class"}})
+        print(f"{role} of seed {seed}: AP {metrics['AP']:.1f}, AP50 {metrics['AP50']:.1f}", flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
 

@@ -18,7 +18,8 @@ README = ROOT / "README.md"
 
 
 def mean_and_spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def demo_seeds(results: dict) -> str:
@@ -37,7 +38,7 @@ def demo_seeds(results: dict) -> str:
     machine = results["machine"]
     lines += [
         "",
-        f"Mean ± standard deviation over {len(gains)} seeds, each with a teacher of its own; "
+        f"Mean ± standard deviation over {len(gains)} seeds of the students, one teacher; "
         f"{machine['threads']} CPU threads, torch {machine['torch']}, commit {machine['commit']}. "
         "Made again by `python benchmarks/demo_seeds.py`.",
     ]
