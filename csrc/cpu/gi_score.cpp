@@ -22,7 +22,8 @@ struct Rows : Simd<N> {
   using Floats = typename V::Floats;
   using Words = typename V::Words;
 
-  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN.
+  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN,
+  // for which 2^n has to be a factor: added to the exponent's bits it would be the NaN's own low bits, which may be set.
   static GID_INLINE Floats fast_exp(const Floats& x) {
     const Floats y = x * 1.44269504f;              // e^x = 2^y
     const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
@@ -32,7 +33,7 @@ struct Rows : Simd<N> {
     power = power * f + 2.4022242e-1f;
     power = power * f + 6.9314698e-1f;
     power = power * f + 1.0f;
-    return (Floats)((Words)power + ((Words)shifted << 23));
+    return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
   }
 
   // Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.

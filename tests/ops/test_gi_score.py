@@ -63,6 +63,17 @@ def test_one_nan_makes_the_row_nan(device: str, dtype: torch.dtype, place: int, 
 
 
 @each_device
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7F800001, 0x7FC00001])  # the first is what GPUs write
+@pytest.mark.parametrize("place", [5, 17])
+def test_a_nan_with_any_bits_is_one(device: str, bits: int, place: int):
+    teacher, student = torch.ones(1, 1, 18), torch.zeros(1, 1, 18)
+    teacher.view(torch.int32)[0, 0, place] = bits
+    assert teacher.isnan().any()
+    compare(teacher, student, torch.zeros(1, 1, 4), torch.ones(1, 1, 4), device=device)
+    compare(student, teacher, torch.zeros(1, 1, 4), torch.ones(1, 1, 4), device=device)
+
+
+@each_device
 def test_boxes_that_are_not_finite_are_clipped_or_stay_nan(device: str):
     teacher, student, *_ = inputs(1, 2, 3)
     box = torch.tensor([[[-INF, NAN, INF, 5.0], [NAN, -0.0, 1e38, INF]]])
