@@ -10,7 +10,7 @@ namespace {
 std::vector<Tensor> multilevel_roi_align_backward(
     const Tensor& grad, const std::vector<Tensor>& features, const Tensor& boxes, std::optional<Tensor> counts,
     const std::vector<int64_t>& strides, int64_t output_size, int64_t sampling_ratio, double canonical_size,
-    int64_t canonical_level, bool aligned, bool /*deterministic: always*/) {
+    int64_t canonical_level, bool aligned) {
   check_multilevel_roi_align_backward(grad, features, boxes, counts, strides, output_size);
   const CudaLaunch launch(grad);
   const Tensor pooled = torch::stable::contiguous(grad), box = prepared(boxes);

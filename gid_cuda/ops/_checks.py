@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -70,3 +71,12 @@ def check_counts(counts: Tensor | None, like: Tensor, like_name: str) -> None:
     check_shape(counts, "counts", "(B,)", (like.shape[0],))
     check_type(counts, "counts", torch.int64)
     check_device(counts, "counts", like, like_name)
+
+
+def no_second_gradient(operator: str) -> Callable[..., NoReturn]:
+    """The gradient of an operator's gradient. Without one torch would warn and go on with zeros."""
+
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        raise RuntimeError(f"{operator} has no second derivative; gid_cuda.reference.{operator} has one")
+
+    return backward

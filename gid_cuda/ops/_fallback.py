@@ -64,15 +64,11 @@ def _multilevel_roi_align(
     return reference.multilevel_roi_align(features, boxes, counts, strides=strides, **named)
 
 
-def _multilevel_roi_align_backward(*arguments: Any) -> list[Tensor]:
-    return reference.multilevel_roi_align_backward(*arguments[:-1])  # torch itself sees to deterministic scatters
-
-
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gi_score": _gi_score,
     "topk_nms": _topk_nms,
     "multilevel_roi_align": _multilevel_roi_align,
-    "multilevel_roi_align_backward": _multilevel_roi_align_backward,
+    "multilevel_roi_align_backward": reference.multilevel_roi_align_backward,
     "pairwise_distance": reference.pairwise_distance,
     "pairwise_distance_backward": reference.pairwise_distance_backward,
 }

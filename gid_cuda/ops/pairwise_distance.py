@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gid_cuda.ops._checks import check_counts, check_float, check_tensor
+from gid_cuda.ops._checks import check_counts, check_float, check_tensor, no_second_gradient
 
 
 def pairwise_distance(x: Tensor, counts: Tensor | None = None) -> Tensor:
     """Euclidean distances between the K vectors of each image (the inner part of the paper's eq. 6).
 
-    Computed from differences, so that close vectors keep their digits. Differentiable with respect to x; the gradient
-    of a zero distance is zero.
+    Computed from differences, so that close vectors keep their digits. Differentiable once with respect to x; the
+    gradient of a zero distance is zero.
 
     Args:
         x: (B, K, D) float32, float16 or bfloat16.
@@ -54,3 +54,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 torch.library.register_autograd("gid::pairwise_distance", _backward, setup_context=_save)
+torch.library.register_autograd("gid::pairwise_distance_backward", no_second_gradient("pairwise_distance"))

@@ -17,6 +17,7 @@ from gid_cuda.ops._checks import (
     check_shape,
     check_tensor,
     check_type,
+    no_second_gradient,
 )
 
 MAX_LEVELS = 8  # csrc/common/roi.h: kMaxLevels
@@ -38,7 +39,8 @@ def multilevel_roi_align(
 
     A box belongs to the highest level l = log2(stride) with ``w * h >= canonical_size^2 * 4^(l - canonical_level)``,
     or to the first level given. There it is pooled as by ``torchvision.ops.roi_align(aligned=True)``. Differentiable
-    with respect to the features.
+    once with respect to the features; the kernels' gradients are bit-reproducible, whether torch is told to be
+    deterministic or not.
 
     Args:
         features: L tensors (B, Ch, H_l, W_l), float32, float16 or bfloat16, finest first. channels_last is read as it
@@ -69,6 +71,8 @@ def multilevel_roi_align(
     check_int(sampling_ratio, "sampling_ratio")
     check_number(canonical_size, "canonical_size")
     check_int(canonical_level, "canonical_level")
+    if not isinstance(aligned, bool):
+        raise TypeError(f"aligned is a {type(aligned).__name__}, expected a bool")
     return torch.ops.gid.multilevel_roi_align(
         list(features),
         boxes.detach(),
@@ -141,10 +145,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     boxes, counts, *features = ctx.saved_tensors
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    gradients = torch.ops.gid.multilevel_roi_align_backward(grad, features, boxes, counts, *ctx.options, deterministic)
+    gradients = torch.ops.gid.multilevel_roi_align_backward(grad, features, boxes, counts, *ctx.options)
     # One for each input that came in: before torch 2.15, trailing arguments that equal their defaults do not.
     return gradients, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 torch.library.register_autograd("gid::multilevel_roi_align", _backward, setup_context=_save)
+torch.library.register_autograd("gid::multilevel_roi_align_backward", no_second_gradient("multilevel_roi_align"))

@@ -111,6 +111,14 @@ def test_any_number_of_threads_gives_the_same(dtype: torch.dtype):
 
 
 @each_device
+def test_a_second_derivative_is_refused(device: str):
+    x = torch.randn(1, 3, 5, device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(pairwise_distance(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="^pairwise_distance has no second derivative; gid_cuda.reference.pairwise_"):
+        grad.sum().backward()
+
+
+@each_device
 def test_opcheck(device: str):
     x = torch.randn(2, 4, 5, device=device, requires_grad=True)
     counts = torch.tensor([4, 2], device=device)

@@ -194,6 +194,15 @@ def test_any_number_of_threads_gives_the_same(dtype: torch.dtype, channels_last:
 
 
 @each_device
+def test_a_second_derivative_is_refused(device: str):
+    features = [f.to(device).requires_grad_() for f in pyramid(1, 3)]
+    output = multilevel_roi_align(features, random_boxes(1, 4, 96.0, 5.0, 90.0).to(device), **PYRAMID)
+    grads = torch.autograd.grad(output.square().sum(), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="^multilevel_roi_align has no second derivative; gid_cuda.reference.multi"):
+        grads[0].sum().backward()
+
+
+@each_device
 def test_opcheck(device: str):
     features = [f.to(device).requires_grad_() for f in pyramid(2, 3, extent=48)]
     boxes = random_boxes(2, 3, 48.0, 5.0, 40.0).to(device)
@@ -203,7 +212,7 @@ def test_opcheck(device: str):
     torch.library.opcheck(operator, (features, boxes, None, STRIDES))
     plain = [f.detach() for f in features]
     grad = torch.randn(2, 3, 3, 2, 2, device=device)
-    arguments = (grad, plain, boxes, counts, STRIDES, 2, 2, 56.0, 4, True, False)
+    arguments = (grad, plain, boxes, counts, STRIDES, 2, 2, 56.0, 4, True)
     torch.library.opcheck(torch.ops.gid.multilevel_roi_align_backward.default, arguments)
 
 
@@ -277,6 +286,7 @@ MISTAKES = [
     (dict(sampling_ratio=1.5), TypeError, "sampling_ratio is a float, expected an int"),
     (dict(canonical_size=-224.0), ValueError, "canonical_size is -224.0, expected at least 0"),
     (dict(canonical_level=4.0), TypeError, "canonical_level is a float, expected an int"),
+    (dict(aligned="no"), TypeError, "aligned is a str, expected a bool"),
 ]
 
 
@@ -318,5 +328,5 @@ def test_mistakes_of_those_who_call_torch_ops(change: dict, message: str):
 def test_mistakes_of_those_who_call_the_backward(grad: torch.Tensor, message: str):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gid.multilevel_roi_align_backward(
-            grad, GOOD["features"], GOOD["boxes"], None, [8, 16], 2, 2, 224.0, 4, True, False
+            grad, GOOD["features"], GOOD["boxes"], None, [8, 16], 2, 2, 224.0, 4, True
         )

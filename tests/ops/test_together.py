@@ -118,7 +118,7 @@ def test_plain_pytorch_in_place_of_kernels_gives_the_same():
         gi_score=(torch.randn(2, 30, 4), torch.randn(2, 30, 4), boxes, boxes + 1),
         topk_nms=(boxes, scores, 7),
         multilevel_roi_align=(features, boxes, counts, [8, 16]),
-        multilevel_roi_align_backward=(grad, features, boxes, counts, [8, 16], 10, 2, 40.0, 4, True, False),
+        multilevel_roi_align_backward=(grad, features, boxes, counts, [8, 16], 10, 2, 40.0, 4, True),
         pairwise_distance=(x, slots),
         pairwise_distance_backward=(torch.randn(2, 5, 5), x, distances, None),
     )
