@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -101,6 +100,8 @@ def compile_libraries(plan: Plan, version: str) -> dict[str, Path]:
     """Brings the libraries up to date in a folder under build/, and returns them by extension name."""
     folder = ROOT / "build" / f"libraries-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
     folder.mkdir(parents=True, exist_ok=True)
+    import fcntl  # not on Windows, which has been told by now what to do
+
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # ninja itself does not mind a second one in the same folder
         info = json.dumps(build_info(plan, version))
