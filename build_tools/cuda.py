@@ -152,7 +152,8 @@ def _probe(path: Path, origin: str, torch_cuda: str, cxx: list[str]) -> Toolkit 
         return f"{name} is CUDA {release[1]}, torch has CUDA {torch_cuda}"
     command = [str(path)]
     if "NVCC_CCBIN" not in os.environ:  # which nvcc reads itself
-        command += ["-ccbin", cxx[-1]]
+        compiler = [word for word in cxx if not word.startswith("-")][-1]  # CXX="ccache g++ -m64" names g++
+        command += ["-ccbin", compiler]
     if origin == PYPI:
         command += _package_flags(_package_folders(torch_cuda), release[1])
     command += [f"-L{folder}" for folder in _library_folders(path)]
@@ -210,14 +211,17 @@ def _is_known(entry: str, known: list[str]) -> bool:
 
 
 def _visible_architectures(known: list[str]) -> list[str]:
-    """Those of this machine's GPUs; none where there is no GPU, or one that this nvcc does not know."""
+    """Those of this machine's GPUs, the newest with PTX: the environment may move to a newer one.
+
+    None where there is no GPU, or one that this nvcc does not know.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return []
     visible = sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
     names = [f"{major}.{minor}" for major, minor in visible]
-    return names if all(_is_known(name, known) for name in names) else []
+    return [*names[:-1], f"{names[-1]}+PTX"] if all(_is_known(name, known) for name in names) else []
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -206,7 +206,7 @@ def test_default_architectures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("visible", "chosen"),
     [
-        ([(9, 0), (8, 0), (9, 0)], ["8.0", "9.0"]),
+        ([(9, 0), (8, 0), (9, 0)], ["8.0", "9.0+PTX"]),
         ([(13, 0)], ["7.5", "8.0", "9.0+PTX"]),  # newer than nvcc: the PTX serves it
     ],
 )
