@@ -13,14 +13,13 @@ import argparse
 import json
 import platform
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
 from gid_cuda.config import load_config
 from gid_cuda.engine.trainer import train
-from gid_cuda.errors import UserError
+from gid_cuda.errors import told_in_one_sentence
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROLES = {"teacher": "demo_teacher.yaml", "plain": "demo_student.yaml", "distilled": "demo.yaml"}
@@ -67,7 +66,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

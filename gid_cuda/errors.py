@@ -1,10 +1,31 @@
-"""The one exception for mistakes that a user can mend: config, data, weights."""
+"""Mistakes that a user can mend (config, data, weights, a full disk): told in one sentence, without a traceback."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
-    """A mistake outside the code, told in one sentence: what is wrong, where, and what to do.
+    """A mistake outside the code, told in one sentence: what is wrong, where, and what to do."""
 
-    Scripts print it as `error: ...` without a traceback and exit with status 2.
+
+@contextlib.contextmanager
+def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
+    """Around a script's work: a UserError, or what the file system refuses, prints `error: ...` and exits with 2.
+
+    Ctrl-C prints `interrupted` and exits with 130, as shells expect.
     """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as problem:
+        where = f"{problem.filename}: " if problem.filename else ""
+        print(f"error: {where}{problem.strerror or problem}; is there room, and may this user write?", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)

@@ -9,10 +9,9 @@ The plain run is the one with a distilled run's model and without distillation, 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from gid_cuda.errors import UserError
+from gid_cuda.errors import told_in_one_sentence
 from gid_cuda.viz.table import comparison_table, run_names
 
 
@@ -28,10 +27,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -8,28 +8,22 @@ import sys
 
 from gid_cuda.config import load_config
 from gid_cuda.engine.evaluation import evaluate_weights, format_metrics
-from gid_cuda.errors import UserError
+from gid_cuda.errors import told_in_one_sentence
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config: its data, input and model sections")
     parser.add_argument("--weights", required=True, metavar="FILE", help="best.pt or last.pt of a run, or a state dict")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example input.min_size=[600]")
     args = parser.parse_intermixed_args()
-    try:
-        config = load_config(args.cfg, args.overrides)
-        metrics = evaluate_weights(config, args.weights)
-        for note in metrics["notes"]:
-            print(note, file=sys.stderr)
-        print(format_metrics(metrics))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    config = load_config(args.cfg, args.overrides)
+    metrics = evaluate_weights(config, args.weights)
+    for note in metrics["notes"]:
+        print(note, file=sys.stderr)
+    print(format_metrics(metrics))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told_in_one_sentence():
+        main()

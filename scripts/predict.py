@@ -11,13 +11,12 @@ in the order of the checkpoint's classes, unless --annotations names a COCO file
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from gid_cuda.engine.checkpoint import load_detector
 from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.inference import coco_ids, find_images, predict_files
-from gid_cuda.errors import UserError
+from gid_cuda.errors import told_in_one_sentence
 
 
 def score(text: str) -> float:
@@ -62,10 +61,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -10,14 +10,13 @@ Both can be asked for at once. Of several --weights the pictures stand below eac
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from gid_cuda.config import load_config
 from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.pictures import draw_curves, draw_instances
 from gid_cuda.engine.setup import require_teacher
-from gid_cuda.errors import UserError
+from gid_cuda.errors import told_in_one_sentence
 from gid_cuda.viz.table import run_names
 
 
@@ -57,10 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_sentence():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

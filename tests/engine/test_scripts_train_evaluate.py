@@ -24,10 +24,13 @@ def run(monkeypatch: Any, capsys: Any) -> Any:
 
     def call(name: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
+        status = 0
+        try:
             runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code
         said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
+        return status, said.out, said.err
 
     return call
 
