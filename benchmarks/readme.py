@@ -52,11 +52,11 @@ def render(text: str) -> str:
     """README's text with every table made anew."""
     for name, (file, table) in TABLES.items():
         results = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
-        marker = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        marker = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not marker.search(text):
             sys.exit(f"error: README.md has no place for the table: add <!-- {name} --> and <!-- /{name} -->")
         content = table(results)
-        text = marker.sub(lambda match, content=content: match[1] + content + match[2], text)
+        text = marker.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
 
