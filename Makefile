@@ -37,7 +37,7 @@ test-slow: build
 gpu-check: build
 	$(PY) -m pytest -q -m cuda
 
-lint: $(VENV)/ready
+lint: build
 	$(PY) -m ruff check .
 
 clean:

@@ -70,6 +70,15 @@ class DataConfig(Section):
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
     generated: GeneratedConfig = GeneratedConfig()
 
+    @model_validator(mode="after")
+    def _generated_reads_no_files(self) -> DataConfig:
+        if self.format == "generated" and (self.train != SplitConfig() or self.val != SplitConfig()):
+            raise ValueError(
+                "data.train or data.val names files, but data.format is generated, which reads none: "
+                "set data.format=coco or data.format=voc"
+            )
+        return self
+
 
 class InputConfig(Section):
     """The one transform of a step: torchvision's `GeneralizedRCNNTransform`. Shared by teacher and student."""

@@ -163,6 +163,7 @@ def test_the_resolved_config_is_plain_and_gives_the_same_again(distilled: Path) 
         ("distill.kinds=[bad]", "distill.kinds[0] has the text 'bad', expected one of 'positive', 'semi-positive'"),
         ("train.accumulate=3", "train.batch_size 8 cannot be cut into train.accumulate 3 equal parts"),
         ("teacher=none", "distill is set but teacher is not"),
+        ("data.train.images=photos", "data.format is generated, which reads none: set data.format=coco"),
         ("teacher.weights=none", "teacher.weights is missing"),
         ("teacher.anchor_sizes=[1, 2, 3, 4, 5]", "teacher.anchor_sizes is [1, 2, 3, 4, 5] and model.anchor_sizes is"),
     ],
