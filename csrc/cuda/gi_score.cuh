@@ -42,8 +42,8 @@ struct GiScoreRow {
   bool has_nan = false;
 
   // With a = e^-t and b = e^-s the difference of the sigmoids is |b - a| / ((1 + a) (1 + b)). Fractions are compared by
-  // cross-multiplication: no division, two exponentials a class. A branch that spares classes their exponentials
-  // would not pay here: a warp only gains where all its lanes agree, and they seldom do.
+  // cross-multiplication: no division, two exponentials a class. There is no branch that spares classes their
+  // exponentials, because a warp only gains where all its lanes agree; no GPU has been asked yet which is faster.
   __device__ __forceinline__ void add(float t, float s) {
     has_nan = has_nan | ((t != t) | (s != s));  // one comparison
     teacher = fmaxf(teacher, t);

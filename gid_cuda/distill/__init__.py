@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gid_cuda.distill.checks import check_anchors
 from gid_cuda.distill.gid import GID, LOSS_NAMES
-from gid_cuda.distill.kinds import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, count_kinds, instance_kinds
+from gid_cuda.distill.kinds import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, instance_kinds
 from gid_cuda.distill.selection import select_instances
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "SEMI_POSITIVE",
     "UNCOUNTED",
     "check_anchors",
-    "count_kinds",
     "instance_kinds",
     "select_instances",
 ]

@@ -58,11 +58,6 @@ def instance_kinds(instances: GeneralInstances, targets: Sequence[Target | None]
     return torch.where(instances.valid, kinds, EMPTY)
 
 
-def count_kinds(kinds: Tensor) -> dict[str, Tensor]:
-    """How many of kinds (B, K) are positive, semi-positive and negative: 0-dim int64 tensors, nothing waited for."""
-    return {name: (kinds == value).sum() for name, value in KIND_VALUES.items()}
-
-
 @torch.no_grad()
 def ground_truth_instances(targets: Sequence[Target | None], device: torch.device) -> GeneralInstances:
     """The ground truth in place of general instances: the first `MAX_GROUND_TRUTH` boxes of each image.

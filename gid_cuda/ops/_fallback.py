@@ -29,7 +29,7 @@ def _warning_once(function: Callable[..., Any], reason: str) -> Callable[..., An
         if not _warned:
             _warned = True
             warnings.warn(
-                f"gid_cuda's operators run as plain PyTorch on the GPU, far slower than their kernels: {reason}",
+                f"gid_cuda's operators run as plain PyTorch on the GPU, not as CUDA kernels: {reason}",
                 stacklevel=2,
             )
         return function(*arguments)

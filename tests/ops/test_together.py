@@ -137,7 +137,7 @@ def test_plain_pytorch_in_place_of_kernels_is_announced_once(monkeypatch: pytest
     with pytest.warns(UserWarning) as caught:
         assert [call(1), call(2)] == [2, 3]
     assert [str(warning.message) for warning in caught] == [
-        "gid_cuda's operators run as plain PyTorch on the GPU, far slower than their kernels: the reason; `the command`"
+        "gid_cuda's operators run as plain PyTorch on the GPU, not as CUDA kernels: the reason; `the command`"
     ]
 
 
