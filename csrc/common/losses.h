@@ -1,0 +1,85 @@
+// The losses of one logit or one delta, and their derivatives. Written once for float and for the CPU's vectors of
+// floats (F): the exponential is the caller's, as each machine has its own.
+#pragma once
+
+#include "types.h"
+
+namespace gid {
+
+constexpr float kFocalAlpha = 0.25f;  // torchvision's sigmoid_focal_loss; its gamma is 2
+
+// What sigmoid cross-entropy needs of a logit x, from e = exp(-|x|): one division, no logarithm, no cancellation.
+template <typename F>
+struct Sigmoid {
+  F p, q;          // sigmoid(x), sigmoid(-x)
+  F log_1_plus_e;  // log(1 + e): softplus(x) is max(x, 0) more
+
+  GID_HD Sigmoid(const F& x, const F& e) {
+    const F one_more = e + 1.0f, two_more = e + 2.0f;
+    const F both = 1.0f / (one_more * two_more);
+    const F large = two_more * both, small = e * large;  // 1 / (1 + e), e / (1 + e)
+    p = x >= 0.0f ? large : small;
+    q = x >= 0.0f ? small : large;
+    // log(1 + e) = 2 atanh(e / (2 + e)), whose argument is at most 1/3: seven terms leave 1e-8 of it.
+    const F s = e * one_more * both, square = s * s;
+    F series = square * (1.0f / 13) + 1.0f / 11;
+    series = series * square + 1.0f / 9;
+    series = series * square + 1.0f / 7;
+    series = series * square + 1.0f / 5;
+    series = series * square + 1.0f / 3;
+    series = series * square + 1.0f;
+    log_1_plus_e = 2.0f * s * series;
+  }
+};
+
+template <typename F>
+GID_HD F positive_part(const F& x) {
+  return x < 0.0f ? F{} : x;  // NaN for NaN
+}
+
+// Focal loss of a background class with logit z: (1 - alpha) sigmoid(z)^2 softplus(z). That of an object's class with
+// logit x is the same of z = -x, with alpha in place of 1 - alpha; its derivative by x is minus that by z.
+template <typename F>
+struct Focal {
+  F loss, derivative;  // both without the factor alpha or 1 - alpha
+
+  GID_HD Focal(const F& z, const F& e) {
+    const Sigmoid<F> sigmoid(z, e);
+    const F softplus = positive_part(z) + sigmoid.log_1_plus_e, square = sigmoid.p * sigmoid.p;
+    loss = square * softplus;
+    derivative = square * (2.0f * sigmoid.q * softplus + sigmoid.p);
+  }
+};
+
+// L_cls of the response loss between a student's and a teacher's logit, by student. exp(-|x|) of each is given.
+struct Response {
+  float loss, derivative;
+
+  GID_HD Response(float student, float teacher, float student_e, float teacher_e, bool soft_focal) {
+    const Sigmoid<float> s(student, student_e), t(teacher, teacher_e);
+    const float cross_entropy = positive_part(student) - student * t.p + s.log_1_plus_e;
+    if (!soft_focal) {
+      const float entropy = positive_part(teacher) - teacher * t.p + t.log_1_plus_e;
+      loss = cross_entropy - entropy;
+      derivative = s.p - t.p;
+      return;
+    }
+    const float alpha = kFocalAlpha * t.p + (1.0f - kFocalAlpha) * t.q;
+    const float gap = s.p - t.p;
+    loss = alpha * gap * gap * cross_entropy;
+    derivative = alpha * gap * (2.0f * s.p * s.q * cross_entropy + gap * gap);
+  }
+};
+
+// Smooth L1 with the parabola up to beta > 0. A zero difference has a zero derivative.
+struct SmoothL1 {
+  float loss, derivative;
+
+  GID_HD SmoothL1(float difference, float beta) {
+    const float size = fabsf(difference);
+    loss = size < beta ? 0.5f * size * size / beta : size - 0.5f * beta;
+    derivative = size < beta ? difference / beta : (difference > 0.0f ? 1.0f : -1.0f);
+  }
+};
+
+}  // namespace gid
