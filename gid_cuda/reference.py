@@ -11,13 +11,17 @@ Equation numbers are those of Dai et al., "General Instance Distillation for Obj
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Adaptive sampling takes one sample a feature cell; no more than this many a bin and axis, so that an absurd box ends.
 MAX_ADAPTIVE_GRID = 1024
+MAX_LOG_SCALE = math.log(1000.0 / 16)  # R-CNN's clamp: keeps exp() of an untrained head finite
+FOCAL_ALPHA = 0.25  # torchvision's sigmoid_focal_loss; its gamma is 2
 
 
 def gi_score(
@@ -41,6 +45,46 @@ def gi_score(
         limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4): width, height, width, height
         boxes = torch.minimum(boxes.clamp(min=0), limits)
     return scores, boxes
+
+
+def decoded_gi_score(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    teacher_deltas: Tensor,
+    student_deltas: Tensor,
+    anchors: Tensor,
+    image_sizes: Tensor | None = None,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    distances: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`gi_score` of boxes that are still encoded: deltas (B, R, 4) against anchors (R, 4); see `decode_boxes`."""
+    boxes = [decode_boxes(deltas, anchors, weights, distances) for deltas in (teacher_deltas, student_deltas)]
+    return gi_score(teacher_logits, student_logits, *boxes, image_sizes)
+
+
+def decode_boxes(
+    deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0), distances: bool = False
+) -> Tensor:
+    """deltas (..., R, 4) against anchors (R, 4) xyxy -> boxes (..., R, 4): R-CNN's dx, dy, dw, dh, or with `distances`
+    FCOS's left, top, right, bottom in units of the anchor's size. In the order of torchvision's coders."""
+    deltas, anchors = _arithmetic(deltas), _arithmetic(anchors)
+    deltas = torch.stack([delta / weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True)], dim=-1)
+    size = anchors[:, 2:] - anchors[:, :2]
+    if distances:
+        center = 0.5 * (anchors[:, :2] + anchors[:, 2:])
+        return torch.cat([center - deltas[..., :2] * size, center + deltas[..., 2:] * size], dim=-1)
+    center = deltas[..., :2] * size + (anchors[:, :2] + 0.5 * size)
+    half = 0.5 * (torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * size)
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The deltas (..., R, 4) of boxes (..., R, 4) against anchors (R, 4): what `decode_boxes` undoes."""
+    boxes, anchors = _arithmetic(boxes), _arithmetic(anchors)
+    size, box_size = anchors[:, 2:] - anchors[:, :2], boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + 0.5 * box_size) - (anchors[:, :2] + 0.5 * size)
+    deltas = torch.cat([shift / size, torch.log(box_size / size)], dim=-1)
+    return torch.stack([delta * weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True)], dim=-1)
 
 
 def topk_nms(
@@ -180,6 +224,118 @@ def pairwise_distance(x: Tensor, counts: Tensor | None = None) -> Tensor:
     return squared.masked_fill(zero, 1).sqrt().masked_fill(zero, 0)  # 1: the square root has no gradient at 0
 
 
+def match_anchors(
+    boxes: Tensor,
+    counts: Tensor | None,
+    anchors: Tensor,
+    high: float = 0.5,
+    low: float = 0.4,
+    low_quality: bool = True,
+) -> Tensor:
+    """Label assignment by overlap, eq. 7's F of anchor-based detectors, and torchvision's `Matcher`.
+
+    boxes (B, N, 4) ground truth or general instances, anchors (R, 4) -> (B, R) int64: the box that an anchor is for, or
+    -1: background (best IoU < low), -2: between the thresholds. An anchor belongs to the box it overlaps most (the
+    first of equals) where that IoU is >= high; with low_quality also where its IoU to any box is the best that this box
+    has with any anchor, and above 0. counts[b] < 0: an image without labels, all -2.
+    """
+    iou = box_iou(_arithmetic(boxes)[:, :, None], _arithmetic(anchors))  # (B, N, R)
+    iou = iou.nan_to_num(0.0).masked_fill(~_filled(boxes, counts)[..., None], 0.0)
+    if iou.shape[1] == 0 or iou.shape[2] == 0:
+        best, index = iou.new_zeros(len(iou), iou.shape[2]), iou.new_zeros((len(iou), iou.shape[2]), dtype=torch.int64)
+        matches = torch.zeros_like(best, dtype=torch.bool)
+    else:
+        best, index = iou.max(dim=1)
+        index = (iou == best[:, None]).int().argmax(dim=1)  # the first of equals
+        some = _filled(boxes, counts).any(dim=1, keepdim=True)
+        matches = (best >= high) & some
+        if low_quality:
+            matches |= ((iou == iou.amax(dim=2, keepdim=True)) & (iou > 0)).any(dim=1)
+    matched = torch.where(matches, index, torch.where(best >= low, -2, -1))
+    if counts is None:
+        return matched
+    return matched.masked_fill((counts < 0)[:, None], -2)
+
+
+def class_losses(
+    logits: Tensor,
+    matched: Tensor | None = None,
+    labels: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    mask: Tensor | None = None,
+    focal: Tensor | None = None,
+    soft_focal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The task's focal loss and eq. 8's L_cls, each summed over the rows and classes of an image: (B,) and (B,).
+
+    Focal: logits (B, R, C) against class labels[b, matched[b, r]] (no class where matched is -1; rows below that are
+    left out), alpha 0.25, gamma 2. `focal` (B,) given: its value, computed before; the gradient is the same.
+    L_cls over the rows of mask (B, R) bool, with p and y the sigmoids of student and teacher: BCE(p, y) less the
+    entropy of y; with soft_focal: (0.25 y + 0.75 (1 - y)) (y - p)^2 BCE(p, y). No gradient to the teacher.
+    """
+    student, zeros = _arithmetic(logits), _arithmetic(logits).new_zeros(len(logits))
+    response = task = zeros
+    if matched is not None and labels is not None:
+        target = torch.zeros_like(student)
+        if labels.shape[1] > 0:
+            label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
+            classes = torch.arange(logits.shape[2], device=logits.device)
+            target = ((label[..., None] == classes) & (matched >= 0)[..., None]).to(student.dtype)
+        loss = _focal(student, target).masked_fill((matched < -1)[..., None], 0.0)
+        task = loss.sum(dim=(1, 2))
+        if focal is not None:
+            task = task + (focal - task).detach()
+    if teacher_logits is not None and mask is not None:
+        outside = ~mask[..., None]  # overwritten before any arithmetic: 0 * inf is NaN, in the gradient too
+        inside = student.masked_fill(outside, 0.0)
+        teacher = _arithmetic(teacher_logits.detach()).to(student.dtype).masked_fill(outside, 0.0)
+        soft = teacher.sigmoid()
+        if soft_focal:
+            response = _focal(inside, soft).sum(dim=(1, 2))
+        else:
+            entropy = F.binary_cross_entropy_with_logits(teacher, soft, reduction="none")
+            cross_entropy = F.binary_cross_entropy_with_logits(inside, soft, reduction="none")
+            response = (cross_entropy - entropy).sum(dim=(1, 2))
+    return task, response
+
+
+def _focal(student: Tensor, target: Tensor) -> Tensor:
+    """RetinaNet's focal loss of logits, also at soft targets y: alpha_t |y - p|^2 BCE(p, y)."""
+    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
+    cross_entropy = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+    return alpha * (target - student.sigmoid()).square() * cross_entropy
+
+
+def box_losses(
+    deltas: Tensor,
+    matched: Tensor | None = None,
+    boxes: Tensor | None = None,
+    anchors: Tensor | None = None,
+    teacher_deltas: Tensor | None = None,
+    mask: Tensor | None = None,
+    beta: float = 0.1,
+    weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """The task's L1 loss and eq. 8's L_reg, each summed over the rows and deltas of an image: (B,) and (B,).
+
+    L1: deltas (B, R, 4) of the rows with matched >= 0 to `encode_boxes` of boxes[b, matched[b, r]] (B, N, 4) against
+    anchors (R, 4). L_reg: smooth L1 with `beta` to the teacher's deltas, over the rows of mask (B, R) bool.
+    """
+    student = _arithmetic(deltas)
+    response = task = student.new_zeros(len(deltas))
+    if matched is not None and boxes is not None and anchors is not None and boxes.shape[1] > 0:
+        filled = (matched >= 0)[..., None]
+        box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
+        target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(student.dtype)
+        task = (student - target).masked_fill(~filled, 0.0).abs().sum(dim=(1, 2))
+    if teacher_deltas is not None and mask is not None:
+        outside = ~mask[..., None]
+        teacher = _arithmetic(teacher_deltas.detach()).to(student.dtype).masked_fill(outside, 0.0)
+        smooth = F.smooth_l1_loss(student.masked_fill(outside, 0.0), teacher, reduction="none", beta=beta)
+        response = smooth.sum(dim=(1, 2))
+    return task, response
+
+
 def multilevel_roi_align_backward(
     grad: Tensor,
     features: Sequence[Tensor],
@@ -218,6 +374,73 @@ def pairwise_distance_backward(grad: Tensor, x: Tensor, distances: Tensor, count
         difference = (values[:, i : i + 1] - values).masked_fill(distances[:, i, :, None] == 0, 0)
         result[:, i] = (pull[:, i, :, None] * difference).sum(dim=1)
     return result.to(x.dtype)
+
+
+def class_losses_backward(
+    grad_focal: Tensor | None,
+    grad_response: Tensor | None,
+    logits: Tensor,
+    matched: Tensor | None,
+    labels: Tensor | None,
+    teacher_logits: Tensor | None,
+    mask: Tensor | None,
+    soft_focal: bool,
+) -> Tensor:
+    """The gradient of class_losses to the logits for grad_focal and grad_response (B,) each, likewise."""
+    student = _arithmetic(logits)
+    result = torch.zeros_like(student)
+    if grad_focal is not None and matched is not None and labels is not None:
+        target = torch.zeros_like(student)
+        if labels.shape[1] > 0:
+            label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
+            classes = torch.arange(logits.shape[2], device=logits.device)
+            target = ((label[..., None] == classes) & (matched >= 0)[..., None]).to(student.dtype)
+        derivative = grad_focal[:, None, None] * _focal_derivative(student, target)
+        result = result + derivative.masked_fill((matched < -1)[..., None], 0.0)
+    if grad_response is not None and teacher_logits is not None and mask is not None:
+        outside = ~mask[..., None]
+        inside = student.masked_fill(outside, 0.0)
+        soft = _arithmetic(teacher_logits).to(student.dtype).masked_fill(outside, 0.0).sigmoid()
+        derivative = _focal_derivative(inside, soft) if soft_focal else inside.sigmoid() - soft
+        result = result + grad_response[:, None, None] * derivative
+    return result.to(logits.dtype)
+
+
+def _focal_derivative(student: Tensor, target: Tensor) -> Tensor:
+    alpha = FOCAL_ALPHA * target + (1 - FOCAL_ALPHA) * (1 - target)
+    cross_entropy = F.binary_cross_entropy_with_logits(student, target, reduction="none")
+    p, q = student.sigmoid(), (-student).sigmoid()
+    return alpha * (p - target) * (2 * p * q * cross_entropy + (p - target).square())
+
+
+def box_losses_backward(
+    grad_l1: Tensor | None,
+    grad_response: Tensor | None,
+    deltas: Tensor,
+    matched: Tensor | None,
+    boxes: Tensor | None,
+    anchors: Tensor | None,
+    teacher_deltas: Tensor | None,
+    mask: Tensor | None,
+    beta: float,
+    weights: Sequence[float],
+) -> Tensor:
+    """The gradient of box_losses to the deltas for grad_l1 and grad_response (B,) each, likewise."""
+    student = _arithmetic(deltas)
+    result = torch.zeros_like(student)
+    given = grad_l1 is not None and matched is not None and boxes is not None and anchors is not None
+    if given and boxes.shape[1] > 0:
+        filled = (matched >= 0)[..., None]
+        box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
+        target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(student.dtype)
+        result = result + grad_l1[:, None, None] * (student - target).masked_fill(~filled, 0.0).sign()
+    if grad_response is not None and teacher_deltas is not None and mask is not None:
+        outside = ~mask[..., None]
+        teacher = _arithmetic(teacher_deltas).to(student.dtype)
+        difference = (student - teacher).masked_fill(outside, 0.0)
+        derivative = torch.where(difference.abs() < beta, difference / beta, difference.sign())
+        result = result + grad_response[:, None, None] * derivative
+    return result.to(deltas.dtype)
 
 
 def _filled(slots: Tensor, counts: Tensor | None) -> Tensor:

@@ -84,18 +84,60 @@ inline void check_integers(
   STD_TORCH_CHECK(same_device(*tensor, like), name, " must be on the device of the other arguments");
 }
 
-inline void check_gi_score(
-    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
-    const Tensor& student_boxes, const std::optional<Tensor>& image_sizes) {
+inline void check_two_logits(
+    const Tensor& teacher_logits, const Tensor& student_logits, const std::optional<Tensor>& image_sizes) {
   STD_TORCH_CHECK(teacher_logits.dim() == 3 && teacher_logits.size(2) > 0, "teacher_logits must be (B, R, C), C >= 1");
   const int64_t images = teacher_logits.size(0), count = teacher_logits.size(1), classes = teacher_logits.size(2);
   STD_TORCH_CHECK(has_shape(student_logits, {images, count, classes}), "student_logits must have teacher_logits' shape");
   STD_TORCH_CHECK(is_float_type(teacher_logits), "teacher_logits must be float32, float16 or bfloat16");
   STD_TORCH_CHECK(student_logits.scalar_type() == teacher_logits.scalar_type() &&
                   same_device(student_logits, teacher_logits), "student_logits must have teacher_logits' dtype and device");
+  check_integers(image_sizes, "image_sizes", {images, 2}, teacher_logits);
+}
+
+inline void check_gi_score(
+    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
+    const Tensor& student_boxes, const std::optional<Tensor>& image_sizes) {
+  check_two_logits(teacher_logits, student_logits, image_sizes);
+  const int64_t images = teacher_logits.size(0), count = teacher_logits.size(1);
   check_boxes(teacher_boxes, "teacher_boxes", images, count, teacher_logits);
   check_boxes(student_boxes, "student_boxes", images, count, teacher_logits);
-  check_integers(image_sizes, "image_sizes", {images, 2}, teacher_logits);
+}
+
+// Of any of the three float types, also another one than that of `like`.
+inline void check_floats(
+    const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
+  STD_TORCH_CHECK(has_shape(tensor, shape), name, " has another shape than the other arguments ask for");
+  STD_TORCH_CHECK(is_float_type(tensor), name, " must be float32, float16 or bfloat16");
+  STD_TORCH_CHECK(same_device(tensor, like), name, " must be on the device of the other arguments");
+}
+
+inline void check_floats(
+    const std::optional<Tensor>& tensor, const char* name, const std::vector<int64_t>& shape, const Tensor& like) {
+  if (tensor) check_floats(*tensor, name, shape, like);
+}
+
+inline void check_anchors(const Tensor& anchors, const Tensor& like) {
+  STD_TORCH_CHECK(anchors.dim() == 2 && anchors.size(1) == 4 && anchors.scalar_type() == ScalarType::Float,
+                  "anchors must be (R, 4) float32");
+  STD_TORCH_CHECK(same_device(anchors, like), "anchors must be on the device of the other arguments");
+}
+
+inline void check_weights(const std::vector<double>& weights) {
+  STD_TORCH_CHECK(weights.size() == 4, "weights must be four numbers");
+}
+
+inline void check_decoded_gi_score(
+    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_deltas,
+    const Tensor& student_deltas, const Tensor& anchors, const std::optional<Tensor>& image_sizes,
+    const std::vector<double>& weights) {
+  check_two_logits(teacher_logits, student_logits, image_sizes);
+  const std::vector<int64_t> shape{teacher_logits.size(0), teacher_logits.size(1), 4};
+  check_floats(teacher_deltas, "teacher_deltas", shape, teacher_logits);
+  check_floats(student_deltas, "student_deltas", shape, teacher_logits);
+  check_anchors(anchors, teacher_logits);
+  STD_TORCH_CHECK(anchors.size(0) == teacher_logits.size(1), "anchors must be one for each of the R boxes");
+  check_weights(weights);
 }
 
 inline void check_topk_nms(
@@ -156,6 +198,63 @@ inline void check_pairwise_distance_backward(
                     tensor->scalar_type() == ScalarType::Float && same_device(*tensor, x),
                     "grad and distances must be (B, K, K) float32 on x's device");
   }
+}
+
+inline void check_match_anchors(
+    const Tensor& boxes, const std::optional<Tensor>& counts, const Tensor& anchors, double high, double low) {
+  STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && boxes.scalar_type() == ScalarType::Float,
+                  "boxes must be (B, N, 4) float32");
+  check_integers(counts, "counts", {boxes.size(0)}, boxes);
+  check_anchors(anchors, boxes);
+  STD_TORCH_CHECK(low >= 0 && low <= high && high <= 1, "low and high must be from 0 to 1, low not above high");
+}
+
+// matched, and what of the ground truth goes with it; a teacher, and the rows that learn from it: each pair whole or not
+// at all. Of `predicted` (B, R, ...), both are about the R rows.
+inline void check_pairs(
+    const Tensor& predicted, const std::optional<Tensor>& matched, bool has_truth, const std::optional<Tensor>& teacher,
+    const std::optional<Tensor>& mask) {
+  STD_TORCH_CHECK(predicted.dim() == 3 && is_float_type(predicted),
+                  "predictions must be (B, R, ...) in float32, float16 or bfloat16");
+  STD_TORCH_CHECK(matched.has_value() == has_truth, "matched goes with the ground truth: give all of it or nothing");
+  STD_TORCH_CHECK(teacher.has_value() == mask.has_value(), "a teacher goes with a mask: give both or neither");
+  const int64_t images = predicted.size(0), count = predicted.size(1);
+  check_integers(matched, "matched", {images, count}, predicted);
+  check_floats(teacher, "the teacher's tensor", {images, count, predicted.size(2)}, predicted);
+  if (!mask) return;
+  STD_TORCH_CHECK(has_shape(*mask, {images, count}) && mask->scalar_type() == ScalarType::Bool,
+                  "mask must be (B, R) bool");
+  STD_TORCH_CHECK(same_device(*mask, predicted), "mask must be on the device of the other arguments");
+}
+
+inline void check_image_sums(const std::optional<Tensor>& sums, const char* name, const Tensor& like) {
+  if (!sums) return;
+  STD_TORCH_CHECK(has_shape(*sums, {like.size(0)}) && sums->scalar_type() == ScalarType::Float &&
+                  same_device(*sums, like), name, " must be (B,) float32 on the device of the other arguments");
+}
+
+inline void check_class_losses(
+    const Tensor& logits, const std::optional<Tensor>& matched, const std::optional<Tensor>& labels,
+    const std::optional<Tensor>& teacher_logits, const std::optional<Tensor>& mask) {
+  check_pairs(logits, matched, labels.has_value(), teacher_logits, mask);
+  if (labels) STD_TORCH_CHECK(labels->dim() == 2, "labels must be (B, N)");
+  if (labels) check_integers(labels, "labels", {logits.size(0), labels->size(1)}, logits);
+}
+
+inline void check_box_losses(
+    const Tensor& deltas, const std::optional<Tensor>& matched, const std::optional<Tensor>& boxes,
+    const std::optional<Tensor>& anchors, const std::optional<Tensor>& teacher_deltas,
+    const std::optional<Tensor>& mask, double beta, const std::vector<double>& weights) {
+  check_pairs(deltas, matched, boxes.has_value() && anchors.has_value(), teacher_deltas, mask);
+  STD_TORCH_CHECK(deltas.size(2) == 4, "deltas must be (B, R, 4)");
+  if (matched) {
+    STD_TORCH_CHECK(boxes->dim() == 3, "boxes must be (B, N, 4)");
+    check_boxes(*boxes, "boxes", deltas.size(0), boxes->size(1), deltas);
+    check_anchors(*anchors, deltas);
+    STD_TORCH_CHECK(anchors->size(0) == deltas.size(1), "anchors must be one for each of the R rows");
+  }
+  STD_TORCH_CHECK(beta > 0, "beta must be above 0");
+  check_weights(weights);
 }
 
 }  // namespace gid
