@@ -276,11 +276,7 @@ def class_losses(
     student, zeros = _arithmetic(logits), _arithmetic(logits).new_zeros(len(logits))
     response = task = zeros
     if matched is not None and labels is not None:
-        target = torch.zeros_like(student)
-        if labels.shape[1] > 0:
-            label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
-            classes = torch.arange(logits.shape[2], device=logits.device)
-            target = ((label[..., None] == classes) & (matched >= 0)[..., None]).to(student.dtype)
+        target = _class_targets(student, matched, labels)
         loss = _focal(student, target).masked_fill((matched < -1)[..., None], 0.0)
         task = loss.sum(dim=(1, 2))
         if focal is not None:
@@ -297,6 +293,15 @@ def class_losses(
             cross_entropy = F.binary_cross_entropy_with_logits(inside, soft, reduction="none")
             response = (cross_entropy - entropy).sum(dim=(1, 2))
     return task, response
+
+
+def _class_targets(logits: Tensor, matched: Tensor, labels: Tensor) -> Tensor:
+    """(B, R, C), 1 at the class of each row's ground truth."""
+    if labels.shape[1] == 0:
+        return torch.zeros_like(logits)
+    label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
+    classes = torch.arange(logits.shape[2], device=logits.device)
+    return ((label[..., None] == classes) & (matched >= 0)[..., None]).to(logits.dtype)
 
 
 def _focal(student: Tensor, target: Tensor) -> Tensor:
@@ -324,16 +329,21 @@ def box_losses(
     student = _arithmetic(deltas)
     response = task = student.new_zeros(len(deltas))
     if matched is not None and boxes is not None and anchors is not None and boxes.shape[1] > 0:
-        filled = (matched >= 0)[..., None]
-        box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
-        target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(student.dtype)
-        task = (student - target).masked_fill(~filled, 0.0).abs().sum(dim=(1, 2))
+        task = _box_errors(student, matched, boxes, anchors, weights).abs().sum(dim=(1, 2))
     if teacher_deltas is not None and mask is not None:
         outside = ~mask[..., None]
         teacher = _arithmetic(teacher_deltas.detach()).to(student.dtype).masked_fill(outside, 0.0)
         smooth = F.smooth_l1_loss(student.masked_fill(outside, 0.0), teacher, reduction="none", beta=beta)
         response = smooth.sum(dim=(1, 2))
     return task, response
+
+
+def _box_errors(deltas: Tensor, matched: Tensor, boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
+    """(B, R, 4): how far the deltas are from those of the matched boxes, 0 where there is none."""
+    filled = (matched >= 0)[..., None]
+    box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
+    target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(deltas.dtype)
+    return (deltas - target).masked_fill(~filled, 0.0)
 
 
 def multilevel_roi_align_backward(
@@ -390,11 +400,7 @@ def class_losses_backward(
     student = _arithmetic(logits)
     result = torch.zeros_like(student)
     if grad_focal is not None and matched is not None and labels is not None:
-        target = torch.zeros_like(student)
-        if labels.shape[1] > 0:
-            label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
-            classes = torch.arange(logits.shape[2], device=logits.device)
-            target = ((label[..., None] == classes) & (matched >= 0)[..., None]).to(student.dtype)
+        target = _class_targets(student, matched, labels)
         derivative = grad_focal[:, None, None] * _focal_derivative(student, target)
         result = result + derivative.masked_fill((matched < -1)[..., None], 0.0)
     if grad_response is not None and teacher_logits is not None and mask is not None:
@@ -430,10 +436,7 @@ def box_losses_backward(
     result = torch.zeros_like(student)
     given = grad_l1 is not None and matched is not None and boxes is not None and anchors is not None
     if given and boxes.shape[1] > 0:
-        filled = (matched >= 0)[..., None]
-        box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
-        target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(student.dtype)
-        result = result + grad_l1[:, None, None] * (student - target).masked_fill(~filled, 0.0).sign()
+        result = result + grad_l1[:, None, None] * _box_errors(student, matched, boxes, anchors, weights).sign()
     if grad_response is not None and teacher_deltas is not None and mask is not None:
         outside = ~mask[..., None]
         teacher = _arithmetic(teacher_deltas).to(student.dtype)
