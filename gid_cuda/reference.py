@@ -241,17 +241,16 @@ def match_anchors(
     """
     iou = box_iou(_arithmetic(boxes)[:, :, None], _arithmetic(anchors))  # (B, N, R)
     iou = iou.nan_to_num(0.0).masked_fill(~_filled(boxes, counts)[..., None], 0.0)
-    if iou.shape[1] == 0 or iou.shape[2] == 0:
-        best, index = iou.new_zeros(len(iou), iou.shape[2]), iou.new_zeros((len(iou), iou.shape[2]), dtype=torch.int64)
-        matches = torch.zeros_like(best, dtype=torch.bool)
+    if iou.numel() == 0:
+        matched = torch.full((iou.shape[0], iou.shape[2]), -1, dtype=torch.int64, device=iou.device)
     else:
-        best, index = iou.max(dim=1)
+        best = iou.amax(dim=1)
         index = (iou == best[:, None]).int().argmax(dim=1)  # the first of equals
-        some = _filled(boxes, counts).any(dim=1, keepdim=True)
-        matches = (best >= high) & some
+        matches = best >= high
         if low_quality:
             matches |= ((iou == iou.amax(dim=2, keepdim=True)) & (iou > 0)).any(dim=1)
-    matched = torch.where(matches, index, torch.where(best >= low, -2, -1))
+        matched = torch.where(matches, index, torch.where(best >= low, -2, -1))
+        matched = matched.masked_fill(~_filled(boxes, counts).any(dim=1, keepdim=True), -1)
     if counts is None:
         return matched
     return matched.masked_fill((counts < 0)[:, None], -2)

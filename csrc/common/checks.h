@@ -11,6 +11,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "coder.h"
 #include "roi.h"
 #include "types.h"
 
@@ -57,6 +58,18 @@ const T* pointer(const std::optional<Tensor>& tensor) {
 template <typename T>
 T* mutable_pointer(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline AnyFloats any_floats(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  const FloatType kind = type == ScalarType::Half       ? FloatType::kHalf
+                         : type == ScalarType::BFloat16 ? FloatType::kBFloat16
+                                                        : FloatType::kFloat;
+  return {tensor.const_data_ptr(), kind};
+}
+
+inline BoxCoder box_coder(const std::vector<double>& weights, bool distances) {
+  return {{float(weights[0]), float(weights[1]), float(weights[2]), float(weights[3])}, distances};
 }
 
 // Calls body with a value of the C++ type that stands for the tensor's dtype.

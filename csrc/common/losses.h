@@ -32,11 +32,6 @@ struct Sigmoid {
   }
 };
 
-template <typename F>
-GID_HD F positive_part(const F& x) {
-  return x < 0.0f ? F{} : x;  // NaN for NaN
-}
-
 // Focal loss of a background class with logit z: (1 - alpha) sigmoid(z)^2 softplus(z). That of an object's class with
 // logit x is the same of z = -x, with alpha in place of 1 - alpha; its derivative by x is minus that by z.
 template <typename F>
@@ -45,11 +40,13 @@ struct Focal {
 
   GID_HD Focal(const F& z, const F& e) {
     const Sigmoid<F> sigmoid(z, e);
-    const F softplus = positive_part(z) + sigmoid.log_1_plus_e, square = sigmoid.p * sigmoid.p;
+    const F softplus = (z < 0.0f ? F{} : z) + sigmoid.log_1_plus_e, square = sigmoid.p * sigmoid.p;
     loss = square * softplus;
     derivative = square * (2.0f * sigmoid.q * softplus + sigmoid.p);
   }
 };
+
+GID_HD float positive_part(float x) { return x < 0.0f ? 0.0f : x; }  // NaN for NaN
 
 // L_cls of the response loss between a student's and a teacher's logit, by student. exp(-|x|) of each is given.
 struct Response {

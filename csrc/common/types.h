@@ -10,7 +10,7 @@
 #include <cuda_fp16.h>
 #define GID_HD __host__ __device__ __forceinline__
 #else
-#define GID_HD inline
+#define GID_HD inline __attribute__((always_inline))  // also into functions for other instruction sets than the file's
 #endif
 
 namespace gid {
@@ -84,6 +84,23 @@ GID_HD Half from_float<Half>(float value) {
   return {uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13))};
 #endif
 }
+
+// An array of any of the three types, told at run time: for what is read a few numbers a row, where a kernel for each
+// combination of types would not pay.
+enum class FloatType { kFloat, kHalf, kBFloat16 };
+
+struct AnyFloats {
+  const void* data;
+  FloatType type;
+
+  GID_HD float operator[](int64_t index) const {
+    switch (type) {
+      case FloatType::kHalf: return to_float(static_cast<const Half*>(data)[index]);
+      case FloatType::kBFloat16: return to_float(static_cast<const BFloat16*>(data)[index]);
+      default: return static_cast<const float*>(data)[index];
+    }
+  }
+};
 
 GID_HD bool is_finite(float value) { return fabsf(value) <= 3.402823466e+38f; }  // false for NaN
 

@@ -1,13 +1,15 @@
-// gi_score on the CPU: one pass over the logits, as many classes at a time as the machine's vectors hold.
+// gi_score and decoded_gi_score on the CPU: one pass over the logits, as many classes at a time as the machine's vectors hold.
 #include <algorithm>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "common/boxes.h"
 #include "common/checks.h"
+#include "common/coder.h"
 #include "cpu/simd.h"
 
 namespace gid {
@@ -20,21 +22,6 @@ template <int N>
 struct Rows : Simd<N> {
   using V = Simd<N>;
   using Floats = typename V::Floats;
-  using Words = typename V::Words;
-
-  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large: sigmoid hardly moves there. NaN stays NaN,
-  // for which 2^n has to be a factor: added to the exponent's bits it would be the NaN's own low bits, which may be set.
-  static GID_INLINE Floats fast_exp(const Floats& x) {
-    const Floats y = x * 1.44269504f;              // e^x = 2^y
-    const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
-    const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
-    Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
-    power = power * f + 5.550734e-2f;
-    power = power * f + 2.4022242e-1f;
-    power = power * f + 6.9314698e-1f;
-    power = power * f + 1.0f;
-    return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
-  }
 
   // Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.
   static GID_INLINE Floats bounded(const Floats& x) {
@@ -44,8 +31,9 @@ struct Rows : Simd<N> {
 
   // |sigmoid(t) - sigmoid(s)| = |e^-s - e^-t| / ((1 + e^-t) (1 + e^-s))
   static GID_INLINE Floats probability_gap(const Floats& t, const Floats& s) {
-    const Floats a = fast_exp(-bounded(t)), b = fast_exp(-bounded(s));
-    return (Floats)((Words)(b - a) & 0x7fffffff) / ((1.0f + a) * (1.0f + b));
+    // sigmoid hardly moves where exp is least exact.
+    const Floats a = V::exp(-bounded(t)), b = V::exp(-bounded(s));
+    return V::absolute(b - a) / ((1.0f + a) * (1.0f + b));
   }
 
   // Of the classes seen so far, lane by lane.
@@ -119,18 +107,16 @@ ScoreRows<T>* score_rows() {
   return score_rows_4<T>;
 }
 
-std::tuple<Tensor, Tensor> gi_score(
-    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
-    const Tensor& student_boxes, std::optional<Tensor> image_sizes) {
-  check_gi_score(teacher_logits, student_logits, teacher_boxes, student_boxes, image_sizes);
+// Scores all rows, and asks box_of(teacher_is_surer, row) for each row's box, which is then clipped to its image.
+template <typename BoxOf>
+std::tuple<Tensor, Tensor> score_and_choose(
+    const Tensor& teacher_logits, const Tensor& student_logits, const std::optional<Tensor>& image_sizes,
+    const BoxOf& box_of) {
   const int64_t images = teacher_logits.size(0), count = teacher_logits.size(1), classes = teacher_logits.size(2);
   const Tensor t = prepared(teacher_logits), s = prepared(student_logits);
-  const Tensor t_boxes = prepared(teacher_boxes), s_boxes = prepared(student_boxes);
   const std::optional<Tensor> sizes = prepared(image_sizes);
-  Tensor scores = torch::stable::new_empty(teacher_boxes, {images, count});
-  Tensor boxes = torch::stable::new_empty(teacher_boxes, {images, count, 4});
-
-  const Box *from_teacher = pointer<Box>(t_boxes), *from_student = pointer<Box>(s_boxes);
+  Tensor scores = torch::stable::new_empty(t, {images, count}, ScalarType::Float);
+  Tensor boxes = torch::stable::new_empty(t, {images, count, 4}, ScalarType::Float);
   const int64_t* size = pointer<int64_t>(sizes);
   float* score = mutable_pointer<float>(scores);
   Box* box = mutable_pointer<Box>(boxes);
@@ -144,7 +130,7 @@ std::tuple<Tensor, Tensor> gi_score(
         const int64_t rows = std::min(kRowsAThread, end - start), offset = start * classes;
         score_some(teacher + offset, student + offset, rows, classes, score + start, teacher_is_surer);
         for (int64_t row = start; row < start + rows; ++row) {
-          box[row] = teacher_is_surer[row - start] ? from_teacher[row] : from_student[row];
+          box[row] = box_of(teacher_is_surer[row - start], row);
           if (size) box[row] = clip(box[row], float(size[row / count * 2]), float(size[row / count * 2 + 1]));
         }
       }
@@ -153,7 +139,39 @@ std::tuple<Tensor, Tensor> gi_score(
   return {scores, boxes};
 }
 
+std::tuple<Tensor, Tensor> gi_score(
+    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_boxes,
+    const Tensor& student_boxes, std::optional<Tensor> image_sizes) {
+  check_gi_score(teacher_logits, student_logits, teacher_boxes, student_boxes, image_sizes);
+  const Tensor t_boxes = prepared(teacher_boxes), s_boxes = prepared(student_boxes);
+  const Box *from_teacher = pointer<Box>(t_boxes), *from_student = pointer<Box>(s_boxes);
+  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row) {
+    return teacher_is_surer ? from_teacher[row] : from_student[row];
+  });
+}
+
+std::tuple<Tensor, Tensor> decoded_gi_score(
+    const Tensor& teacher_logits, const Tensor& student_logits, const Tensor& teacher_deltas,
+    const Tensor& student_deltas, const Tensor& anchors, std::optional<Tensor> image_sizes,
+    const std::vector<double>& weights, bool distances) {
+  check_decoded_gi_score(
+      teacher_logits, student_logits, teacher_deltas, student_deltas, anchors, image_sizes, weights);
+  const Tensor t_deltas = prepared(teacher_deltas), s_deltas = prepared(student_deltas), around = prepared(anchors);
+  const AnyFloats from_teacher = any_floats(t_deltas), from_student = any_floats(s_deltas);
+  const Box* anchor = pointer<Box>(around);
+  const int64_t count = anchors.size(0);
+  const BoxCoder coder = box_coder(weights, distances);
+  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row) {
+    const AnyFloats& from = teacher_is_surer ? from_teacher : from_student;
+    const float deltas[4] = {from[row * 4], from[row * 4 + 1], from[row * 4 + 2], from[row * 4 + 3]};
+    return decode(coder, deltas, anchor[row % count]);
+  });
+}
+
 }  // namespace
 }  // namespace gid
 
-STABLE_TORCH_LIBRARY_IMPL(gid, CPU, m) { m.impl("gi_score", TORCH_BOX(&gid::gi_score)); }
+STABLE_TORCH_LIBRARY_IMPL(gid, CPU, m) {
+  m.impl("gi_score", TORCH_BOX(&gid::gi_score));
+  m.impl("decoded_gi_score", TORCH_BOX(&gid::decoded_gi_score));
+}

@@ -28,6 +28,9 @@ struct Vectors;
     static GID_INLINE Words widen(const Shorts& from) {                             \
       return __builtin_convertvector(from, Words);                                  \
     }                                                                               \
+    static GID_INLINE Shorts narrow(const Words& from) {                            \
+      return __builtin_convertvector(from, Shorts);                                 \
+    }                                                                               \
   };
 GID_VECTORS(4)
 GID_VECTORS(8)
@@ -62,6 +65,38 @@ struct Simd {
     const Floats scaled = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
     const Words special = (Words)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
     return (Floats)((Words)scaled | special | (bits & 0x8000) << 16);
+  }
+
+  static GID_INLINE void store(float* to, const Floats& values) { memcpy(to, &values, sizeof values); }
+
+  static GID_INLINE void store(BFloat16* to, const Floats& values) {  // as from_float<BFloat16> does it
+    const Words bits = (Words)values;
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words kept = values == values ? rounded : Words{} + 0x7fc0;
+    const typename Vectors<N>::Shorts shorts = Vectors<N>::narrow(kept);
+    memcpy(to, &shorts, sizeof shorts);
+  }
+
+  static GID_INLINE void store(Half* to, const Floats& values) {
+    float lanes[N];
+    memcpy(lanes, &values, sizeof lanes);
+    for (int lane = 0; lane < N; ++lane) to[lane] = from_float<Half>(lanes[lane]);
+  }
+
+  static GID_INLINE Floats absolute(const Floats& x) { return (Floats)((Words)x & 0x7fffffff); }
+
+  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large. NaN stays NaN, for which 2^n has to be a
+  // factor: added to the exponent's bits it would be the NaN's own low bits, which may be set.
+  static GID_INLINE Floats exp(const Floats& x) {
+    const Floats y = x * 1.44269504f;              // e^x = 2^y
+    const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
+    const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
+    Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
+    power = power * f + 5.550734e-2f;
+    power = power * f + 2.4022242e-1f;
+    power = power * f + 6.9314698e-1f;
+    power = power * f + 1.0f;
+    return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
   }
 
   // The largest lane, none of them NaN.
