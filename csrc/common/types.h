@@ -63,9 +63,13 @@ GID_HD float from_float<float>(float value) {
 // Rounds to nearest, ties to even, as torch does.
 template <>
 GID_HD BFloat16 from_float<BFloat16>(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};  // one instruction
+#else
   if (value != value) return {0x7fc0};
   const uint32_t bits = float_to_bits(value);
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+#endif
 }
 
 template <>
@@ -129,6 +133,27 @@ GID_HD float div(float a, float b) {
   return __fdiv_rn(a, b);
 #else
   return a / b;
+#endif
+}
+
+// For losses, where speed counts and the last bit does not. F is float, on the CPU also a vector of floats, which
+// functions do not return, because how depends on flags that these headers do not set.
+template <typename F>
+GID_HD void invert(F& x) {
+#ifdef __CUDA_ARCH__
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+#else
+  x = 1.0f / x;
+#endif
+}
+
+// sum = sum * x + c
+template <typename F>
+GID_HD void horner(F& sum, const F& x, float c) {
+#ifdef __CUDA_ARCH__
+  sum = fmaf(sum, x, c);
+#else
+  sum = sum * x + c;
 #endif
 }
 
