@@ -74,14 +74,13 @@ struct Match : Simd<N> {
   // best[n]: the largest IoU of box n with the anchors from begin to end.
   static GID_INLINE void find_best(
       const Anchors& anchors, const Truth& truth, int64_t begin, int64_t end, float* best) {
-    std::vector<Floats> lanes(truth.count, Floats{});
-    for (int64_t r = begin; r < end; r += N) {
-      const Some some(anchors, r);
-      for (int64_t n = 0; n < truth.count; ++n) {
-        lanes[n] = V::larger(some.overlap(truth.boxes[n], truth.areas[n]), lanes[n]);
+    for (int64_t n = 0; n < truth.count; ++n) {
+      Floats lanes{};
+      for (int64_t r = begin; r < end; r += N) {
+        lanes = V::larger(Some(anchors, r).overlap(truth.boxes[n], truth.areas[n]), lanes);
       }
+      best[n] = V::largest(lanes);
     }
-    for (int64_t n = 0; n < truth.count; ++n) best[n] = V::largest(lanes[n]);
   }
 
   static GID_INLINE void assign(

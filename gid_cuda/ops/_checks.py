@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -71,6 +71,63 @@ def check_counts(counts: Tensor | None, like: Tensor, like_name: str) -> None:
     check_shape(counts, "counts", "(B,)", (like.shape[0],))
     check_type(counts, "counts", torch.int64)
     check_device(counts, "counts", like, like_name)
+
+
+def check_anchors(anchors: Tensor, count: int | None, like: Tensor, like_name: str) -> None:
+    """anchors (R, 4) float32, one for each of `count` rows where that is given."""
+    check_tensor(anchors, "anchors", "(R, 4)")
+    check_shape(anchors, "anchors", "(R, 4)", (anchors.shape[0] if count is None else count, 4))
+    check_type(anchors, "anchors", torch.float32)
+    check_device(anchors, "anchors", like, like_name)
+
+
+def check_weights(weights: Sequence[float]) -> list[float]:
+    """A box coder's weights as the list that the operators take."""
+    if not isinstance(weights, (list, tuple)) or not all(isinstance(weight, (int, float)) for weight in weights):
+        raise TypeError(f"weights is {weights!r}, expected four numbers")
+    if len(weights) != 4 or not all(weight > 0 for weight in weights):
+        raise ValueError(f"weights is {list(weights)}, expected four numbers above 0")
+    return [float(weight) for weight in weights]
+
+
+def check_together(**values: Any) -> bool:
+    """Are these arguments given? All or none of them must be."""
+    missing = [name for name, value in values.items() if value is None]
+    if 0 < len(missing) < len(values):
+        given = next(name for name, value in values.items() if value is not None)
+        raise ValueError(f"{given} is given but {missing[0]} is not: {', '.join(values)} go together")
+    return not missing
+
+
+def check_teacher(teacher: Tensor, mask: Tensor, like: Tensor, names: tuple[str, str, str], operator: str) -> None:
+    """A teacher's prediction beside the student's, `like` (B, R, ...), and mask (B, R).
+
+    names: of the teacher's and the student's argument, and their dims."""
+    name, like_name, dims = names
+    check_tensor(teacher, name, dims)
+    check_shape(teacher, name, dims, tuple(like.shape))
+    check_float(teacher, name, operator)
+    check_device(teacher, name, like, like_name)
+    check_tensor(mask, "mask", "(B, R)")
+    check_shape(mask, "mask", "(B, R)", tuple(like.shape[:2]))
+    check_type(mask, "mask", torch.bool)
+    check_device(mask, "mask", like, like_name)
+
+
+def check_matched(matched: Tensor, like: Tensor, like_name: str) -> None:
+    """matched (B, R) int64 beside a prediction (B, R, ...)."""
+    check_tensor(matched, "matched", "(B, R)")
+    check_shape(matched, "matched", "(B, R)", tuple(like.shape[:2]))
+    check_type(matched, "matched", torch.int64)
+    check_device(matched, "matched", like, like_name)
+
+
+def check_image_sums(value: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """A float32 number of each image."""
+    check_tensor(value, name, "(B,)")
+    check_shape(value, name, "(B,)", (like.shape[0],))
+    check_type(value, name, torch.float32)
+    check_device(value, name, like, like_name)
 
 
 def no_second_gradient(operator: str) -> Callable[..., NoReturn]:

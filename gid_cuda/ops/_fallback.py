@@ -45,6 +45,11 @@ def _gi_score(*arguments: Any) -> tuple[Tensor, Tensor]:
     return scores.contiguous(), boxes.contiguous()  # the strides that the fake implementation promises
 
 
+def _decoded_gi_score(*arguments: Any) -> tuple[Tensor, Tensor]:
+    scores, boxes = reference.decoded_gi_score(*arguments)
+    return scores.contiguous(), boxes.contiguous()
+
+
 def _topk_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -66,9 +71,15 @@ def _multilevel_roi_align(
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gi_score": _gi_score,
+    "decoded_gi_score": _decoded_gi_score,
     "topk_nms": _topk_nms,
     "multilevel_roi_align": _multilevel_roi_align,
     "multilevel_roi_align_backward": reference.multilevel_roi_align_backward,
     "pairwise_distance": reference.pairwise_distance,
     "pairwise_distance_backward": reference.pairwise_distance_backward,
+    "match_anchors": reference.match_anchors,
+    "class_losses": reference.class_losses,
+    "class_losses_backward": reference.class_losses_backward,
+    "box_losses": reference.box_losses,
+    "box_losses_backward": reference.box_losses_backward,
 }
