@@ -54,6 +54,46 @@ __device__ __forceinline__ void store_pack(T* address, const Pack<T>& pack) {
   *reinterpret_cast<uint4*>(address) = bits;
 }
 
+// Row `row` of a tensor (..., 4) that lies on a 16-byte boundary, by one load.
+__device__ __forceinline__ void load_four(const AnyFloats& tensor, int64_t row, float* four) {
+  if (tensor.type == FloatType::kFloat) {
+    const Pack<float> pack = load_pack(static_cast<const float*>(tensor.data) + row * 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = pack.value[i];
+    return;
+  }
+  const uint64_t bits = static_cast<const uint64_t*>(tensor.data)[row];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint16_t element = uint16_t(bits >> (16 * i));
+    four[i] = tensor.type == FloatType::kHalf ? to_float(Half{element}) : to_float(BFloat16{element});
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_four(T* tensor, int64_t row, const float* four) {
+  if constexpr (sizeof(T) == 4) {
+    store_pack(tensor + row * 4, Pack<T>{{four[0], four[1], four[2], four[3]}});
+  } else {
+    uint64_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) bits |= uint64_t(from_float<T>(four[i]).bits) << (16 * i);
+    reinterpret_cast<uint64_t*>(tensor)[row] = bits;
+  }
+}
+
+// e^-x for x >= -20, within a few float32 steps while x is small; 0 where x is large.
+__device__ __forceinline__ float exp_of_minus(float x) {
+  const float exponent = x * -1.44269504f;
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
+  return result;
+#else
+  return exp2f(exponent);
+#endif
+}
+
 // Host side: may whole packs be read from here?
 template <typename T>
 bool is_aligned(const T* address) {
@@ -65,6 +105,17 @@ __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int bit = kWarpSize / 2; bit > 0; bit /= 2) value += __shfl_xor_sync(kAllLanes, value, bit);
   return value;
+}
+
+// Every thread of the block gets the sum, always added up in the same order. All must call; warp_sums (one for each
+// warp, shared) must be free, and is again after the block's next barrier.
+__device__ __forceinline__ float block_sum(float value, float* warp_sums) {
+  value = warp_sum(value);
+  if (threadIdx.x % kWarpSize == 0) warp_sums[threadIdx.x / kWarpSize] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  for (unsigned warp = 0; warp < blockDim.x / kWarpSize; ++warp) sum += warp_sums[warp];
+  return sum;
 }
 
 // The sum over the lanes before this one. All 32 must call.

@@ -1,18 +1,41 @@
-// gi_score: one pass over the logits. A row (one box's C classes) is read by 1 to 32 neighbouring lanes of a warp in
+// gi_score and decoded_gi_score: one pass over the logits. A row (one box's C classes) is read by 1 to 32 neighbouring lanes of a warp in
 // pieces of 16 bytes, so that short and long rows both keep all lanes busy.
 #pragma once
 
-#include "common/boxes.h"
+#include "common/coder.h"
 #include "cuda/device.cuh"
 
 namespace gid {
 
-template <typename T>
+// Where the boxes come from: they are given,
+struct GivenBoxes {
+  const Box* teacher;  // (B, R)
+  const Box* student;  // (B, R)
+
+  __device__ __forceinline__ Box choose(bool teacher_is_surer, int64_t box, int64_t) const {
+    return teacher_is_surer ? teacher[box] : student[box];
+  }
+};
+
+// or still encoded: then only the chosen one is read and decoded.
+struct EncodedBoxes {
+  AnyFloats teacher;   // (B, R, 4), 16-byte aligned
+  AnyFloats student;   // (B, R, 4), 16-byte aligned
+  const Box* anchors;  // (R,)
+  BoxCoder coder;
+
+  __device__ __forceinline__ Box choose(bool teacher_is_surer, int64_t box, int64_t r) const {
+    float deltas[4];
+    load_four(teacher_is_surer ? teacher : student, box, deltas);
+    return decode(coder, deltas, anchors[r]);
+  }
+};
+
+template <typename T, typename Boxes>
 struct GiScoreArgs {
   const T* teacher_logits;     // (B, R, C), 16-byte aligned
   const T* student_logits;     // (B, R, C), 16-byte aligned
-  const Box* teacher_boxes;    // (B, R)
-  const Box* student_boxes;    // (B, R)
+  Boxes source;
   const int64_t* image_sizes;  // (B, 2) height, width; or null
   float* scores;               // (B, R)
   Box* boxes;                  // (B, R)
@@ -22,18 +45,6 @@ struct GiScoreArgs {
 };
 
 constexpr int kGiScoreThreads = 256;
-
-// e^-x for x >= -20.
-__device__ __forceinline__ float exp_of_minus(float x) {
-  const float exponent = x * -1.44269504f;
-#ifdef __CUDA_ARCH__
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
-  return result;
-#else
-  return exp2f(exponent);
-#endif
-}
 
 // What a lane knows of its part of a row.
 struct GiScoreRow {
@@ -81,8 +92,8 @@ __device__ __forceinline__ GiScoreRow scan_row(
   return row;
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kGiScoreThreads) gi_score_kernel(const __grid_constant__ GiScoreArgs<T> args) {
+template <typename T, typename Boxes>
+__global__ void __launch_bounds__(kGiScoreThreads) gi_score_kernel(const __grid_constant__ GiScoreArgs<T, Boxes> args) {
   const int lanes = 1 << args.log2_lanes, lane = threadIdx.x & (lanes - 1);
   const int64_t r = int64_t(blockIdx.x) * (kGiScoreThreads >> args.log2_lanes) + (threadIdx.x >> args.log2_lanes);
   for (int64_t b = blockIdx.y; b < args.images; b += gridDim.y) {
@@ -101,7 +112,7 @@ __global__ void __launch_bounds__(kGiScoreThreads) gi_score_kernel(const __grid_
     if (r >= args.count || lane != 0) continue;
     const bool has_nan = score == INFINITY;
     const bool teacher_is_surer = !has_nan && row.teacher > row.student;
-    Box chosen = teacher_is_surer ? args.teacher_boxes[box] : args.student_boxes[box];
+    Box chosen = args.source.choose(teacher_is_surer, box, r);
     if (args.image_sizes) chosen = clip(chosen, float(args.image_sizes[b * 2]), float(args.image_sizes[b * 2 + 1]));
     args.scores[box] = has_nan ? NAN : score;
     args.boxes[box] = chosen;
@@ -116,14 +127,14 @@ inline int gi_score_log2_lanes(int64_t row_bytes) {
   return log2;
 }
 
-template <typename T, typename Launch>
-void launch_gi_score(const Launch& launch, GiScoreArgs<T> args) {
+template <typename T, typename Boxes, typename Launch>
+void launch_gi_score(const Launch& launch, GiScoreArgs<T, Boxes> args) {
   if (args.images == 0 || args.count == 0) return;
   args.log2_lanes = gi_score_log2_lanes(args.classes * int64_t(sizeof(T)));
   const int64_t rows = kGiScoreThreads >> args.log2_lanes;
   dim3 grid = grid_of(ceil_div(args.count, rows));
   grid.y = unsigned(args.images < kMaxGridY ? args.images : kMaxGridY);
-  launch(gi_score_kernel<T>, grid, dim3(kGiScoreThreads), args);
+  launch(gi_score_kernel<T, Boxes>, grid, dim3(kGiScoreThreads), args);
 }
 
 }  // namespace gid
