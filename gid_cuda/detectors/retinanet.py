@@ -14,6 +14,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, GeneralInstances, ImageList, Target
+from gid_cuda.detectors.postprocess import detect
 from gid_cuda.detectors.response import classification_sum, smooth_l1_sum
 
 DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -140,17 +141,15 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         device = self.head.classification_head.cls_logits.weight.device
         batch, _ = self.transform([image.to(device) for image in images])
         outputs = self(batch)
-        detections = self._detections(outputs, batch.image_sizes)
+        detections = detect(
+            outputs,
+            [feature.shape[-2] * feature.shape[-1] * self.anchors_per_cell for feature in outputs.features],
+            score_thresh=self.score_thresh,
+            nms_thresh=self.nms_thresh,
+            topk_candidates=self.topk_candidates,
+            detections_per_img=self.detections_per_img,
+        )
         return self.transform.postprocess(detections, batch.image_sizes, [tuple(image.shape[-2:]) for image in images])
-
-    def _detections(self, outputs: DetectorOutputs, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
-        """torchvision's post-processing, which takes the head outputs level by level."""
-        per_level = [feature.shape[-2] * feature.shape[-1] * self.anchors_per_cell for feature in outputs.features]
-        head_outputs = {
-            "cls_logits": list(outputs.logits.float().split(per_level, dim=1)),
-            "bbox_regression": list(outputs.deltas.float().split(per_level, dim=1)),
-        }
-        return self.postprocess_detections(head_outputs, [list(outputs.anchors.split(per_level))] * len(sizes), sizes)
 
 
 def _anchor_generator(sizes: Sequence[int]) -> AnchorGenerator:

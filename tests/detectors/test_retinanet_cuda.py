@@ -9,6 +9,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.detectors import build_detector
 from gid_cuda.detectors.outputs import GeneralInstances
+from gid_cuda.detectors.postprocess import candidates
+from gid_cuda.ops import topk_nms
 
 pytestmark = [
     pytest.mark.cuda,
@@ -53,3 +55,21 @@ def test_cpu_and_gpu_agree() -> None:
     assert torch.equal(found.anchors.cpu(), expected.anchors)
     torch.testing.assert_close(found.logits.cpu(), expected.logits, rtol=2e-2, atol=2e-2)  # convolutions may use TF32
     assert detector.predict([pixels[0]])[0]["boxes"].is_cuda
+
+
+def test_post_processing_synchronises_only_to_cut_the_results() -> None:
+    detector = build_detector(small_model(), small_input(), ["a", "b"])
+    settle(detector)
+    detector.cuda().eval()
+    with torch.no_grad():
+        outputs = detector(ImageList(torch.rand(2, 3, 96, 96, device="cuda"), [(96, 96), (80, 96)]))
+    levels = [9 * feature.shape[-2] * feature.shape[-1] for feature in outputs.features]
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        boxes, scores, labels = candidates(outputs, levels, 0.05, 1000)
+        _, counts = topk_nms(boxes, scores, 100, 0.5, groups=labels)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert counts.min() > 0

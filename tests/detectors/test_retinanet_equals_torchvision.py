@@ -33,9 +33,9 @@ def torchvision_model(name: str) -> TorchvisionRetinaNet:
     return TorchvisionRetinaNet(backbone, 3, **SIZES, **OPTIONS)
 
 
-def pair(name: str) -> tuple[TorchvisionRetinaNet, RetinaNet]:
+def pair(name: str, images: list[Tensor]) -> tuple[TorchvisionRetinaNet, RetinaNet]:
     theirs = torchvision_model(name)
-    settle(theirs)
+    settle(theirs, theirs.transform(images)[0].tensors)
     ours = build_detector(ModelConfig(backbone=name, norm="live", **OPTIONS), small_input(**INPUT), ["a", "b", "c"])
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
@@ -44,7 +44,7 @@ def pair(name: str) -> tuple[TorchvisionRetinaNet, RetinaNet]:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_equal(name: str, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-    theirs, ours = pair(name)
+    theirs, ours = pair(name, images)
     theirs.eval()
     ours.eval()
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_equal(name: str, images: list[Tensor], targets: list[dict[str, Tensor]]
 
 def test_predict_does_not_depend_on_the_mode(images: list[Tensor]) -> None:
     detector = build_detector(small_model(score_thresh=0.6), small_input(min_size=[64, 96]), ["a", "b", "c"])
-    settle(detector)
+    settle(detector, detector.transform(images)[0].tensors)
     expected = detector.eval().predict(images)
     found = detector.train().predict(images)
     assert detector.training and detector.backbone.training
