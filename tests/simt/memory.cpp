@@ -6,6 +6,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <unordered_map>
@@ -95,7 +96,7 @@ void check_cell(Cell& cell, bool is_shared, Kind kind, const Thread& self, const
     cell = {};  // what an earlier block did is gone
     if (kind != Kind::kWrite) fail(name(self) + " reads shared memory that nothing has written" + place(code));
   }
-  const char* const verb = kind == Kind::kRead ? "reads" : kind == Kind::kWrite ? "writes" : "atomically adds to";
+  const char* const verb = kind == Kind::kRead ? "reads" : kind == Kind::kWrite ? "writes" : "atomically changes";
   for (const Event& event : cell.writes) {
     if (!races(event, self, kind)) continue;
     fail(std::string("race: ") + name(self) + " " + verb + " " + where + " memory that thread " +
@@ -213,6 +214,12 @@ unsigned atomicAdd(unsigned* address, unsigned value) {
   return simt::atomic_add(address, value, __builtin_return_address(0));
 }
 float atomicAdd(float* address, float value) { return simt::atomic_add(address, value, __builtin_return_address(0)); }
+unsigned atomicMax(unsigned* address, unsigned value) {
+  simt::aligned_access(address, sizeof *address, simt::Kind::kAtomic, __builtin_return_address(0));
+  const unsigned old = *address;
+  *address = std::max(old, value);
+  return old;
+}
 
 // What the compiler calls.
 #define SIMT_HOOKS(bytes)                                                                       \

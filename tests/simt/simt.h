@@ -138,6 +138,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, SIMT_HERE) {
 int atomicAdd(int* address, int value);
 unsigned atomicAdd(unsigned* address, unsigned value);
 float atomicAdd(float* address, float value);
+unsigned atomicMax(unsigned* address, unsigned value);
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
