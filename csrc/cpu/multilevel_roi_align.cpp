@@ -12,10 +12,21 @@ namespace {
 
 constexpr int64_t kChannels = 32;  // of one box, in one piece of work
 
+// Asks for the cache lines of [from, from + bytes).
+inline void prefetch(const void* from, int64_t bytes) {
+  const char* byte = static_cast<const char*>(from);
+  for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(byte + offset);
+  __builtin_prefetch(byte + bytes - 1);
+}
+
 // One channel plane whose rows are `row` and whose columns are `column` elements apart -> out (bins, bins). Rows are
-// blended first, along contiguous memory, then the blend is sampled along the columns.
+// blended first, along contiguous memory, then the blend is sampled along the columns. The same rows of the plane
+// `next`, whose turn is next, are asked for meanwhile: a box's few rows of each plane lie in other pages than those of
+// the plane before, which no hardware foresees, and waiting for them took most of the time.
 template <typename T>
-void pool_plane(const T* plane, int64_t row, int64_t column, const SlotTaps& taps, std::vector<float>& blend, float* out) {
+void pool_plane(
+    const T* plane, const T* next, int64_t row, int64_t column, const SlotTaps& taps, std::vector<float>& blend,
+    float* out) {
   const AxisTaps &rows = taps.rows, &columns = taps.columns;
   const int64_t bins = int64_t(rows.begin.size()) - 1, width = columns.last - columns.first + 1;
   std::fill(out, out + bins * bins, 0.0f);
@@ -24,7 +35,9 @@ void pool_plane(const T* plane, int64_t row, int64_t column, const SlotTaps& tap
   for (int64_t p = 0; p < bins; ++p) {
     std::fill(blend.begin(), blend.end(), 0.0f);
     for (int i = rows.begin[p]; i < rows.begin[p + 1]; ++i) {
-      const T* line = plane + rows.index[i] * row + columns.first * column;
+      const int64_t start = rows.index[i] * row + columns.first * column;
+      prefetch(next + start, ((width - 1) * column + 1) * int64_t(sizeof(T)));
+      const T* line = plane + start;
       const float weight = rows.weight[i];
       if (column == 1) {
         for (int64_t x = 0; x < width; ++x) blend[x] += weight * to_float(line[x]);
@@ -91,7 +104,8 @@ Tensor multilevel_roi_align(
             pool_channels(map, data, size, taps[i], pooled.data());
           } else {
             for (int64_t c = 0; c < size; ++c) {
-              pool_plane(data + c * map.channel, map.row, map.column, taps[i], blend, pooled.data() + c * area);
+              const T *plane = data + c * map.channel, *next = c + 1 < size ? plane + map.channel : plane;
+              pool_plane(plane, next, map.row, map.column, taps[i], blend, pooled.data() + c * area);
             }
           }
         }

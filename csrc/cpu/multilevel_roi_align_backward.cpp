@@ -1,11 +1,13 @@
 // The gradient of multilevel_roi_align on the CPU. Work is split by image and channel, never by box: each cell is
 // summed by one thread in one order, so the result is the same for any number of threads.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu/huge_pages.h"
 #include "cpu/roi_taps.h"
 
 namespace gid {
@@ -80,29 +82,50 @@ struct Gradient {
   int64_t slots, channels, bins;
 };
 
-// The gradient of `size` channels from `first` on of image b at one level: summed in float32 in `sums`, which lies as
-// the map does (planes, or cells of `size` channels), then written to the map.
+// `size` channels from `first` on of image b, at one level.
+struct Piece {
+  int level;
+  int64_t b, first, size, height, width;
+};
+
+// Adds the piece's gradient to `sums`, which is all 0 and lies as the map does: in planes `channel` floats apart, or
+// in cells of neighbouring channels.
 template <typename T>
-void level_gradient(
-    const Gradient<T>& grad, int level, const Map<T>& map, int64_t height, int64_t width, int64_t b, int64_t first,
-    int64_t size, std::vector<float>& sums) {
-  const bool channels_last = map.channel == 1;
-  sums.assign(size * height * width, 0.0f);
+void add_gradient(const Gradient<T>& grad, const Piece& piece, bool channels_last, const Map<float>& sums) {
   std::vector<float> blend;
-  for (int64_t i = b * grad.slots; i < (b + 1) * grad.slots; ++i) {
-    if (grad.taps[i].level != level) continue;
-    const int64_t area = grad.bins * grad.bins;
-    const T* own = grad.data + (i * grad.channels + first) * area;
+  const int64_t area = grad.bins * grad.bins;
+  for (int64_t i = piece.b * grad.slots; i < (piece.b + 1) * grad.slots; ++i) {
+    if (grad.taps[i].level != piece.level) continue;
+    const T* own = grad.data + (i * grad.channels + piece.first) * area;
     if (channels_last) {
-      spread_channels(own, grad.taps[i], size, sums.data(), width * size, size);
+      spread_channels(own, grad.taps[i], piece.size, sums.data, sums.row, sums.column);
     } else {
-      for (int64_t c = 0; c < size; ++c) {
-        spread_plane(own + c * area, grad.taps[i], blend, sums.data() + c * height * width, width);
+      for (int64_t c = 0; c < piece.size; ++c) {
+        spread_plane(own + c * area, grad.taps[i], blend, sums.data + c * sums.channel, sums.row);
       }
     }
   }
-  T* out = map.data + b * map.image + first * map.channel;
-  const Extent plane{size, map.channel}, rows{height, map.row}, columns{width, map.column};
+}
+
+// Writes the piece's gradient to the map: planes of float32 are summed where they lie, all else in `sums`. (That would
+// do for float32 in channels_last too, but clearing a few channels of every cell costs more than it saves.)
+template <typename T>
+void write_gradient(const Gradient<T>& grad, const Piece& piece, const Map<T>& map, std::vector<float>& sums) {
+  const bool channels_last = map.channel == 1;
+  const Extent plane{piece.size, map.channel}, rows{piece.height, map.row}, columns{piece.width, map.column};
+  T* out = map.data + piece.b * map.image + piece.first * map.channel;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!channels_last && map.column == 1) {
+      for (int64_t line = 0; line < piece.size * piece.height; ++line) {
+        T* start = out + line / piece.height * map.channel + line % piece.height * map.row;
+        std::fill_n(start, piece.width, 0.0f);
+      }
+      return add_gradient(grad, piece, channels_last, {out, map.image, map.channel, map.row, map.column});
+    }
+  }
+  const int64_t cell = channels_last ? piece.size : 1;
+  sums.assign(piece.size * piece.height * piece.width, 0.0f);
+  add_gradient(grad, piece, channels_last, {sums.data(), 0, piece.height * piece.width, piece.width * cell, cell});
   channels_last ? write(sums.data(), out, rows, columns, plane) : write(sums.data(), out, plane, rows, columns);
 }
 
@@ -116,7 +139,10 @@ std::vector<Tensor> multilevel_roi_align_backward(
   const std::vector<SlotTaps> taps = slot_taps(
       {features, boxes, counts, strides, output_size, sampling_ratio, canonical_size, canonical_level, aligned});
   std::vector<Tensor> gradients;
-  for (const Tensor& feature : features) gradients.push_back(torch::stable::empty_like(feature));
+  for (const Tensor& feature : features) {
+    gradients.push_back(torch::stable::empty_like(feature));
+    wish_for_huge_pages(gradients.back());
+  }
   for_float_type(grad, [&](auto type) {
     using T = decltype(type);
     const Gradient<T> gradient{pointer<T>(contiguous), taps, boxes.size(1), channels, output_size};
@@ -128,8 +154,8 @@ std::vector<Tensor> multilevel_roi_align_backward(
         std::vector<float> sums;
         for (int64_t piece = begin; piece < end; ++piece) {
           const int64_t first = piece % pieces * size;
-          level_gradient(gradient, int(l), map, height, width, piece / pieces, first,
-                         std::min(size, channels - first), sums);
+          write_gradient(
+              gradient, {int(l), piece / pieces, first, std::min(size, channels - first), height, width}, map, sums);
         }
       });
     }
