@@ -57,7 +57,7 @@ def test_images_without_boxes_and_without_labels(kernels):
     counts = torch.tensor([0, -1, 3, -5])
     matched = run(kernels, 0, boxes, counts, anchors, high=0.0, low=0.0)
     assert torch.equal(matched, reference.match_anchors(boxes, counts, anchors, high=0.0, low=0.0))
-    assert (matched[0] == -1).all() and (matched[1] == -2).all() and (matched[2] >= 0).all() and (matched[3] == -2).all()
+    assert (matched[0] == -1).all() and (matched[[1, 3]] == -2).all() and (matched[2] >= 0).all()
 
 
 def test_odd_boxes(kernels):
