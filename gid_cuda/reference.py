@@ -275,13 +275,14 @@ def class_losses(
     student, zeros = _arithmetic(logits), _arithmetic(logits).new_zeros(len(logits))
     response = task = zeros
     if matched is not None and labels is not None:
-        target = _class_targets(student, matched, labels)
-        loss = _focal(student, target).masked_fill((matched < -1)[..., None], 0.0)
-        task = loss.sum(dim=(1, 2))
+        left_out = (matched < -1)[..., None]
+        counted = student.masked_fill(left_out, 0.0)  # before any arithmetic: 0 * NaN is NaN, in the gradient too
+        loss = _focal(counted, _class_targets(student, matched, labels))
+        task = loss.masked_fill(left_out, 0.0).sum(dim=(1, 2))
         if focal is not None:
-            task = task + (focal - task).detach()
+            task = focal.detach() + (task - task.detach())
     if teacher_logits is not None and mask is not None:
-        outside = ~mask[..., None]  # overwritten before any arithmetic: 0 * inf is NaN, in the gradient too
+        outside = ~mask[..., None]
         inside = student.masked_fill(outside, 0.0)
         teacher = _arithmetic(teacher_logits.detach()).to(student.dtype).masked_fill(outside, 0.0)
         soft = teacher.sigmoid()
@@ -300,7 +301,8 @@ def _class_targets(logits: Tensor, matched: Tensor, labels: Tensor) -> Tensor:
         return torch.zeros_like(logits)
     label = labels.gather(1, matched.clamp(0, labels.shape[1] - 1))
     classes = torch.arange(logits.shape[2], device=logits.device)
-    return ((label[..., None] == classes) & (matched >= 0)[..., None]).to(logits.dtype)
+    filled = (matched >= 0) & (matched < labels.shape[1])
+    return ((label[..., None] == classes) & filled[..., None]).to(logits.dtype)
 
 
 def _focal(student: Tensor, target: Tensor) -> Tensor:
@@ -339,7 +341,7 @@ def box_losses(
 
 def _box_errors(deltas: Tensor, matched: Tensor, boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
     """(B, R, 4): how far the deltas are from those of the matched boxes, 0 where there is none."""
-    filled = (matched >= 0)[..., None]
+    filled = ((matched >= 0) & (matched < boxes.shape[1]))[..., None]
     box = boxes.gather(1, matched.clamp(0, boxes.shape[1] - 1)[..., None].expand(-1, -1, 4))
     target = encode_boxes(torch.where(filled, box, anchors), anchors, weights).to(deltas.dtype)
     return (deltas - target).masked_fill(~filled, 0.0)
@@ -440,7 +442,7 @@ def box_losses_backward(
         outside = ~mask[..., None]
         teacher = _arithmetic(teacher_deltas).to(student.dtype)
         difference = (student - teacher).masked_fill(outside, 0.0)
-        derivative = torch.where(difference.abs() < beta, difference / beta, difference.sign())
+        derivative = (difference / beta).clamp(-1, 1)
         result = result + grad_response[:, None, None] * derivative
     return result.to(deltas.dtype)
 
