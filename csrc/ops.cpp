@@ -23,8 +23,8 @@ STABLE_TORCH_LIBRARY(gid, m) {
       "int sampling_ratio=2, float canonical_size=224.0, int canonical_level=4, bool aligned=True) -> Tensor");
   m.def(
       "multilevel_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? counts, int[] strides, "
-      "int output_size, int sampling_ratio, float canonical_size, int canonical_level, bool aligned) "
-      "-> Tensor[]");
+      "int output_size, int sampling_ratio, float canonical_size, int canonical_level, bool aligned, "
+      "bool deterministic=True) -> Tensor[]");
   m.def("pairwise_distance(Tensor x, Tensor? counts=None) -> Tensor");
   m.def("pairwise_distance_backward(Tensor grad, Tensor x, Tensor distances, Tensor? counts) -> Tensor");
   m.def(

@@ -358,9 +358,11 @@ def multilevel_roi_align_backward(
     canonical_size: float,
     canonical_level: int,
     aligned: bool,
+    deterministic: bool = True,
 ) -> list[Tensor]:
     """The gradients of multilevel_roi_align to the features (of which only shape and dtype matter) for grad
-    (B, K, Ch, P, P), written out because an operator's kernel runs where autograd does not."""
+    (B, K, Ch, P, P), written out because an operator's kernel runs where autograd does not. deterministic=False
+    allows a kernel to add in any order."""
     levels = roi_levels(boxes, strides, canonical_size, canonical_level)
     result = []
     for level, feature in enumerate(features):

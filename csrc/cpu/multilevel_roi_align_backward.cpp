@@ -132,7 +132,7 @@ void write_gradient(const Gradient<T>& grad, const Piece& piece, const Map<T>& m
 std::vector<Tensor> multilevel_roi_align_backward(
     const Tensor& grad, const std::vector<Tensor>& features, const Tensor& boxes, std::optional<Tensor> counts,
     const std::vector<int64_t>& strides, int64_t output_size, int64_t sampling_ratio, double canonical_size,
-    int64_t canonical_level, bool aligned) {
+    int64_t canonical_level, bool aligned, bool /* deterministic: it always is */) {
   check_multilevel_roi_align_backward(grad, features, boxes, counts, strides, output_size);
   const int64_t channels = features[0].size(1);
   const Tensor contiguous = prepared(grad);

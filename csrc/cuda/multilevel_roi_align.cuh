@@ -19,10 +19,10 @@ struct RoiMap {
   float stride;  // pixels a cell
 };
 
-template <typename T>
+template <typename T, typename Cell = T>
 struct RoiArgs {
-  RoiMap<T> maps[kMaxLevels];    // features; backward: their gradients
-  float thresholds[kMaxLevels];  // of roi_level
+  RoiMap<Cell> maps[kMaxLevels];  // features; backward: their gradients
+  float thresholds[kMaxLevels];   // of roi_level
   int levels;
   const Box* boxes;       // (B, K), 16-byte aligned
   const int64_t* counts;  // (B,) or null
@@ -43,8 +43,8 @@ bool has_channel_packs(const RoiArgs<T>& args) {
   return packs;
 }
 
-template <typename T>
-GID_HD bool is_filled(const RoiArgs<T>& args, int image, int slot) {
+template <typename T, typename Cell>
+GID_HD bool is_filled(const RoiArgs<T, Cell>& args, int image, int slot) {
   return !args.counts || slot < args.counts[image];
 }
 

@@ -21,7 +21,8 @@ RoiMap<T> map_of(const Tensor& tensor, int64_t stride) {
           float(stride)};
 }
 
-// The kernels number a map's cells, and a box's bins, times the channels that a thread does not take at once, in an int.
+// The kernels number a map's cells, and a box's bins, times the channels that a thread does not take at once, in an
+// int.
 inline void check_places(int64_t channels, int64_t rows, int64_t columns, const char* name) {
   const int64_t groups = ceil_div<int64_t>(channels, kChannels), most = INT_MAX - kRoiThreads;
   STD_TORCH_CHECK(groups == 0 || rows <= most / columns / groups, name, " is too large for the CUDA kernel: ", channels,
@@ -29,16 +30,16 @@ inline void check_places(int64_t channels, int64_t rows, int64_t columns, const 
 }
 
 // All but `pooled`. maps: the features, or in the backward pass their gradients.
-template <typename T>
-RoiArgs<T> make_args(
+template <typename T, typename Cell = T>
+RoiArgs<T, Cell> make_args(
     const std::vector<Tensor>& maps, const Tensor& boxes, const std::optional<Tensor>& counts,
     const std::vector<int64_t>& strides, int64_t output_size, int64_t sampling_ratio, double canonical_size,
     int64_t canonical_level, bool aligned) {
-  RoiArgs<T> args = {};
+  RoiArgs<T, Cell> args = {};
   check_places(maps[0].size(1), output_size, output_size, "output_size");
   for (size_t l = 0; l < maps.size(); ++l) {
     check_places(maps[l].size(1), maps[l].size(2), maps[l].size(3), "a feature map");
-    args.maps[l] = map_of<T>(maps[l], strides[l]);
+    args.maps[l] = map_of<Cell>(maps[l], strides[l]);
     args.thresholds[l] = level_threshold(strides[l], canonical_size, canonical_level);
   }
   args.levels = int(maps.size());

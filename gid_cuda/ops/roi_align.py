@@ -40,7 +40,8 @@ def multilevel_roi_align(
     A box belongs to the highest level l = log2(stride) with ``w * h >= canonical_size^2 * 4^(l - canonical_level)``,
     or to the first level given. There it is pooled as by ``torchvision.ops.roi_align(aligned=True)``. Differentiable
     once with respect to the features; the kernels' gradients are bit-reproducible, whether torch is told to be
-    deterministic or not.
+    deterministic or not. (A CUDA kernel that adds atomically instead, in any order, is there to be measured against:
+    ``torch.ops.gid.multilevel_roi_align_backward(..., deterministic=False)``. It has to move more bytes.)
 
     Args:
         features: L tensors (B, Ch, H_l, W_l), float32, float16 or bfloat16, finest first. channels_last is read as it

@@ -178,6 +178,27 @@ def test_backward_is_bit_reproducible_when_torch_is_told_so(device: str, channel
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+@each_device
+@each_dtype
+@each_format
+def test_both_forms_of_the_backward_agree(device: str, dtype: torch.dtype, channels_last: bool):
+    """The deterministic one, which autograd takes, and on CUDA the one with atomic additions."""
+    features = [f.to(device, dtype) for f in pyramid(2, 37, channels_last=channels_last)]
+    features[1] = features[1][..., ::2]
+    boxes, counts = random_boxes(2, 20, 90.0, 10.0, 80.0), torch.tensor([20, 13])
+    grad = torch.randn(2, 20, 37, 3, 3).to(dtype)
+    options = (STRIDES, 3, 2, 56.0, 4, True)
+    exact = reference.multilevel_roi_align_backward(
+        grad.double(), [f.cpu().double() for f in features], boxes, counts, *options
+    )
+    arguments = (grad.to(device), features, boxes.to(device), counts.to(device), *options)
+    for deterministic in (True, False):
+        gradients = torch.ops.gid.multilevel_roi_align_backward(*arguments, deterministic=deterministic)
+        for feature, gradient, expected in zip(features, gradients, exact, strict=True):
+            assert gradient.stride() == torch.empty_like(feature).stride()
+            assert_near(gradient, expected, dtype, scale=4.0)
+
+
 @each_dtype
 @each_format
 def test_any_number_of_threads_gives_the_same(dtype: torch.dtype, channels_last: bool):
@@ -214,6 +235,12 @@ def test_opcheck(device: str):
     grad = torch.randn(2, 3, 3, 2, 2, device=device)
     arguments = (grad, plain, boxes, counts, STRIDES, 2, 2, 56.0, 4, True)
     torch.library.opcheck(torch.ops.gid.multilevel_roi_align_backward.default, arguments)
+    # Without AOT's check, which wants the same bits from two calls.
+    torch.library.opcheck(
+        torch.ops.gid.multilevel_roi_align_backward.default,
+        (*arguments, False),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 GOOD = dict(

@@ -16,10 +16,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 FORMATS = ["contiguous", "channels_last", "every_other_column"]
 
 
-def call(kernels, seed: int, backward: bool, maps: list[Tensor], boxes, counts, pooled: Tensor, options: dict) -> None:
+def call(kernels, seed: int, what: str, maps: list[Tensor], boxes, counts, pooled: Tensor, options: dict) -> None:
     layout = [x for m, s in zip(maps, STRIDES, strict=False) for x in (*m.shape[2:], s, *m.stride())]
     kernels("multilevel_roi_align").call(
-        "multilevel_roi_align", seed, TYPES[maps[0].dtype], ctypes.c_int(backward), maps,
+        "multilevel_roi_align", seed, TYPES[pooled.dtype], what, maps,
         (ctypes.c_int64 * len(layout))(*layout), len(maps), boxes, counts, pooled, *boxes.shape[:2], maps[0].shape[1],
         options.get("output_size", 10), options.get("sampling_ratio", 2),
         ctypes.c_double(options.get("canonical_size", 224.0)), options.get("canonical_level", 4),
@@ -39,23 +39,40 @@ def check(kernels, seed: int, features: list[Tensor], boxes: Tensor, counts: Ten
     dtype, size = features[0].dtype, options.get("output_size", 10)
     pooled = torch.empty(*boxes.shape[:2], features[0].shape[1], size, size, dtype=dtype)
     spoil(pooled)
-    call(kernels, seed, False, features, boxes, counts, pooled, options)
+    call(kernels, seed, "forward", features, boxes, counts, pooled, options)
     strides = STRIDES[: len(features)]
     expected = reference.multilevel_roi_align(features, boxes, counts, strides=strides, **options)
     torch.testing.assert_close(pooled, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
     grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    gradients = [torch.empty_like(feature) for feature in features]
-    spoil(*gradients)
-    call(kernels, seed, True, gradients, boxes, counts, grad, options)
     order = ("output_size", "sampling_ratio", "canonical_size", "canonical_level", "aligned")
     defaults = {"output_size": 10, "sampling_ratio": 2, "canonical_size": 224.0, "canonical_level": 4, "aligned": True}
     wide = [feature.double() for feature in features]
     exact = reference.multilevel_roi_align_backward(
         grad.double(), wide, boxes, counts, strides, *[{**defaults, **options}[name] for name in order]
     )
-    for gradient, wanted in zip(gradients, exact, strict=True):
-        torch.testing.assert_close(gradient.double(), wanted, rtol=TOLERANCE[dtype], atol=3 * TOLERANCE[dtype])
+    for backward in (gather, scatter):
+        gradients = [torch.empty_like(feature) for feature in features]
+        spoil(*gradients)
+        backward(kernels, seed, gradients, boxes, counts, grad, options)
+        for gradient, wanted in zip(gradients, exact, strict=True):
+            torch.testing.assert_close(gradient.double(), wanted, rtol=TOLERANCE[dtype], atol=3 * TOLERANCE[dtype])
+
+
+def gather(kernels, seed: int, gradients: list[Tensor], boxes, counts, grad: Tensor, options: dict) -> None:
+    call(kernels, seed, "gather", gradients, boxes, counts, grad, options)
+
+
+def scatter(kernels, seed: int, gradients: list[Tensor], boxes, counts, grad: Tensor, options: dict) -> None:
+    """As csrc/cuda/multilevel_roi_align_backward.cu goes about it."""
+    sums = [torch.zeros_like(gradient, dtype=torch.float32) for gradient in gradients]
+    call(kernels, seed, "scatter", sums, boxes, counts, grad, options)
+    if grad.dtype == torch.float32:
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total)
+    else:
+        sizes = (ctypes.c_int64 * len(sums))(*[total.numel() for total in sums])
+        kernels("multilevel_roi_align").call("roi_round", seed, TYPES[grad.dtype], sums, gradients, sizes, len(sums))
 
 
 def make(images: int, slots: int, channels: int, dtype: torch.dtype, memory_format: str, seed: int, sides=(17, 23)):
@@ -84,6 +101,12 @@ def test_equals_reference(kernels, channels, memory_format, dtype):
 def test_several_blocks_a_box_and_any_order(kernels, seed):
     features, boxes = make(1, 4, 24, torch.float32, FORMATS[seed], seed=9)
     check(kernels, seed, features, boxes, None, **SMALL)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS[:2])
+def test_more_channels_than_a_warp_takes(kernels, memory_format):
+    features, boxes = make(1, 2, 261, torch.bfloat16, memory_format, seed=14, sides=(5, 6))
+    check(kernels, 0, features, boxes, None, output_size=2, **SMALL)
 
 
 @pytest.mark.parametrize(("sampling_ratio", "aligned"), [(0, True), (3, True), (0, False), (1, False)])
@@ -120,17 +143,17 @@ def test_what_is_outside_is_not_read(kernels):
     boxes = torch.tensor([[[4.0, 4.0, 36.0, 36.0]]])  # samples on cell centres of rows and columns 0 to 4
     check(kernels, 0, features[:1], boxes, None, output_size=2, sampling_ratio=2)
     pooled = torch.empty(1, 1, 2, 2, 2)
-    call(kernels, 0, False, features[:1], boxes, None, pooled, {"output_size": 2})
+    call(kernels, 0, "forward", features[:1], boxes, None, pooled, {"output_size": 2})
     assert pooled.isfinite().all()
 
 
-def test_backward_is_the_same_for_any_order(kernels):
+def test_gathering_gives_the_same_in_any_order(kernels):
     features, boxes = make(1, 20, 8, torch.float32, "channels_last", seed=12)
     grad = torch.randn(1, 20, 8, 3, 3, generator=torch.Generator().manual_seed(0))
     results = []
     for seed in range(2):
         results.append([torch.empty_like(feature) for feature in features])
-        call(kernels, seed, True, results[-1], boxes, None, grad, {"output_size": 3, **SMALL})
+        gather(kernels, seed, results[-1], boxes, None, grad, {"output_size": 3, **SMALL})
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
