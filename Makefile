@@ -4,7 +4,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 SEED ?= 0
 
-.PHONY: build demo test test-slow gpu-check lint clean
+.PHONY: build demo test test-slow bench gpu-check lint clean
 
 # torch first: the extension is then built against the very torch that runs it.
 $(VENV)/ready: pyproject.toml
@@ -32,6 +32,10 @@ test: build
 
 test-slow: build
 	$(PY) -m pytest -q -m "slow and not cuda"
+
+# Every operator and the whole criterion beside plain PyTorch, torch.compile and torchvision. BENCH: more options.
+bench: build
+	$(PY) scripts/benchmark.py --json runs/benchmark.json $(BENCH)
 
 # On a machine with a GPU: what needs one.
 gpu-check: build

@@ -7,33 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, Contender, close, compiled, dtype_name, with_gradient
+from benchmarks.cases import Case, Contender, close, dtype_name, with_gradient
 from benchmarks.inputs import STRIDES, level_shapes, make_scene, pyramid, retinanet_anchors
+from benchmarks.plain import PRE_NMS
 from benchmarks.plain_criterion import TOP_K, Heads, PlainCriterion
 from gid_cuda.detectors import RetinaNet
 from gid_cuda.detectors.backbones import fpn_backbone
 from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs
 from gid_cuda.distill import GID, LOSS_NAMES
 
+_PRE_NMS_NOTE = f"sees the {PRE_NMS} best boxes of an image, not all"
+CHANNELS = 256  # of both pyramids
 _PLAIN_COPIES = 16  # float32 tensors of the logits' shape that the plain version holds at once
 
 
-def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, int], channels: int = 256) -> Case:
+def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, int], device: torch.device) -> Case:
     """Both models' outputs for images of `size` (height, width) -> losses -> gradients to the student and f_adapt."""
-    device = torch.get_default_device()
     anchors = retinanet_anchors(size, device)
-    gid = GID(channels, channels, top_k=TOP_K)
+    gid = GID(CHANNELS, CHANNELS, top_k=TOP_K)
     assert gid.adapt is not None
     with torch.no_grad():  # off the identity that it starts as, which would hide mistakes
-        gid.adapt.weight += 0.01 * torch.randn(gid.adapt.weight.shape, generator=torch.Generator(device).manual_seed(0))
+        gid.adapt.weight += 0.01 * torch.randn(gid.adapt.weight.shape, generator=torch.Generator().manual_seed(0))
     # Assignment and response losses are RetinaNet's; its network, which does not run here, may be small.
     detector = RetinaNet(fpn_backbone("mobilenet_v3_small", channels=8, norm="live"), classes, head_depth=1)
+    gid, detector = gid.to(device), detector.to(device)
 
     def make(seed: int) -> tuple[Any, ...]:
         scene = make_scene(images, classes, anchors, size, dtype, seed)
         generator = torch.Generator(device).manual_seed(seed)
-        teacher = pyramid(images, channels, size, dtype, generator)
-        student = [x + 0.3 * y for x, y in zip(teacher, pyramid(images, channels, size, dtype, generator), strict=True)]
+        teacher = pyramid(images, CHANNELS, size, dtype, generator)
+        student = [x + 0.3 * y for x, y in zip(teacher, pyramid(images, CHANNELS, size, dtype, generator), strict=True)]
         heads = (
             scene.teacher_logits,
             scene.student_logits.requires_grad_(),
@@ -54,16 +57,15 @@ def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, in
 
     rows = images * len(anchors)
     elements = rows * classes
-    cells = images * channels * sum(rows * columns for rows, columns in level_shapes(size))
+    cells = images * CHANNELS * sum(rows * columns for rows, columns in level_shapes(size))
     heads_bytes = rows * (2 * classes + 8) * dtype.itemsize
     gradient_bytes = (rows * (classes + 4) + cells) * dtype.itemsize
     same = close(1e-4 if dtype == torch.float32 else 2e-2)
     plain_bytes = 4 * _PLAIN_COPIES * elements
-    compiling = PlainCriterion("torchvision", compiled)
     return Case(
         operator="criterion",
         work="forward + backward",
-        sizes={"B": images, "R": len(anchors), "C": classes, "K": TOP_K, "Ch": channels},
+        sizes={"B": images, "R": len(anchors), "C": classes, "K": TOP_K, "Ch": CHANNELS},
         dtype=dtype_name(dtype),
         make=make,
         input_bytes=heads_bytes + 2 * cells * dtype.itemsize,
@@ -75,9 +77,9 @@ def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, in
             Contender(
                 "compile",
                 "torch.compile, top-3000 + torchvision",
-                with_gradient(compiling),
+                with_gradient(PlainCriterion("compiled")),
                 same,
-                note="suppression sees the 3000 best boxes of an image, not all",
+                note=_PRE_NMS_NOTE,
                 temporary=plain_bytes // 2,
             ),
             Contender(
@@ -85,7 +87,7 @@ def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, in
                 "PyTorch, top-3000 + torchvision",
                 with_gradient(PlainCriterion("torchvision")),
                 same,
-                note="suppression sees the 3000 best boxes of an image, not all",
+                note=_PRE_NMS_NOTE,
                 temporary=plain_bytes,
             ),
         ],

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pick_device(name: str) -> torch.device:
-    """"cpu", "cuda" or "auto" (CUDA where torch sees it); a UserError where there is no CUDA but it is asked for."""
+    """ "cpu", "cuda" or "auto" (CUDA where torch sees it); a UserError where there is no CUDA but it is asked for."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,7 @@ from benchmarks.cases import (
 from benchmarks.inputs import STRIDES, gi_boxes, level_shapes, make_scene, pyramid, random_boxes
 from gid_cuda import ops, reference
 
-IMAGE = (800, 1333)  # height and width of a COCO image as RetinaNet sees it, before padding
+CHANNELS = 256  # of the pyramid
 BINS = 10
 NMS_IOU = 0.3
 _ALL = "inputs read once, outputs written once"
@@ -53,6 +53,34 @@ def gi_score(images: int, anchors: Tensor, classes: int, dtype: torch.dtype, siz
     )
 
 
+def decoded_gi_score(images: int, anchors: Tensor, classes: int, dtype: torch.dtype, size: tuple[int, int]) -> Case:
+    """Eqs. 1-2 with the decoding of both models' boxes."""
+
+    def make(seed: int) -> tuple[Tensor, ...]:
+        scene = make_scene(images, classes, anchors, size, dtype, seed)
+        return (
+            scene.teacher_logits,
+            scene.student_logits,
+            scene.teacher_deltas,
+            scene.student_deltas,
+            anchors,
+            scene.image_sizes,
+        )
+
+    rows = images * len(anchors)
+    return Case(
+        operator="decoded_gi_score",
+        work="forward",
+        sizes={"B": images, "R": len(anchors), "C": classes},
+        dtype=dtype_name(dtype),
+        make=make,
+        input_bytes=rows * (2 * classes + 8) * dtype.itemsize,
+        moved=lambda *inputs: byte_count(inputs) + rows * 20,
+        counted=_ALL,
+        contenders=_score_contenders(ops.decoded_gi_score, plain.decoded_gi_score, rows * classes),
+    )
+
+
 def _score_contenders(ours: Callable[..., Any], plainly: Callable[..., Any], elements: int) -> list[Contender]:
     return [
         Contender("ours", "gid_cuda", ours),
@@ -63,25 +91,25 @@ def _score_contenders(ours: Callable[..., Any], plainly: Callable[..., Any], ele
 
 def topk_nms(images: int, anchors: Tensor, k: int, size: tuple[int, int]) -> Case:
     """Eq. 3 over boxes and scores like those of a real choice of instances."""
-    contenders = [
-        Contender("ours", "gid_cuda", lambda boxes, scores: ops.topk_nms(boxes, scores, k, NMS_IOU)),
+
+    def plainly(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.topk_nms(boxes, scores, k, NMS_IOU)
+
+    contenders = [Contender("ours", "gid_cuda", lambda boxes, scores: ops.topk_nms(boxes, scores, k, NMS_IOU))]
+    if k <= 10:  # a pass over all boxes for each of the k, which torch.compile unrolls
+        contenders += [
+            Contender("pytorch", "PyTorch", plainly, close(0.0)),
+            Contender("compile", "torch.compile", compiled(plainly), close(0.0)),
+        ]
+    contenders.append(
         Contender(
             "instead",
             f"top-{plain.PRE_NMS} + torchvision batched_nms",
             lambda boxes, scores: plain.top_then_nms(boxes, scores, k, NMS_IOU),
             slots_agree,
             note=f"sees the {plain.PRE_NMS} best boxes of an image, not all",
-        ),
-    ]
-    if k <= 10:  # a pass over all boxes for each of the k, which torch.compile unrolls
-
-        def plainly(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-            return reference.topk_nms(boxes, scores, k, NMS_IOU)
-
-        contenders += [
-            Contender("pytorch", "PyTorch", plainly, close(0.0)),
-            Contender("compile", "torch.compile", compiled(plainly), close(0.0)),
-        ]
+        )
+    )
     rows = images * len(anchors)
     return Case(
         operator="topk_nms",
@@ -97,14 +125,13 @@ def topk_nms(images: int, anchors: Tensor, k: int, size: tuple[int, int]) -> Cas
 
 
 def multilevel_roi_align(
-    images: int, slots: int, dtype: torch.dtype, size: tuple[int, int], *, gradient: bool, channels: int = 256
+    images: int, slots: int, dtype: torch.dtype, size: tuple[int, int], device: torch.device, *, gradient: bool
 ) -> Case:
     """RoIAlign of `slots` boxes an image from five levels."""
-    device = torch.get_default_device()
 
     def make(seed: int) -> tuple[Any, ...]:
         generator = torch.Generator(device).manual_seed(seed)
-        features = pyramid(images, channels, size, dtype, generator)
+        features = pyramid(images, CHANNELS, size, dtype, generator)
         boxes = random_boxes(images, slots, size, generator)
         counts = torch.full((images,), slots, device=device)
         return [feature.requires_grad_(gradient) for feature in features], boxes, counts
@@ -130,10 +157,10 @@ def multilevel_roi_align(
     return Case(
         operator="multilevel_roi_align",
         work="forward + backward" if gradient else "forward",
-        sizes={"B": images, "K": slots, "Ch": channels, "L": len(STRIDES), "P": BINS},
+        sizes={"B": images, "K": slots, "Ch": CHANNELS, "L": len(STRIDES), "P": BINS},
         dtype=dtype_name(dtype),
         make=make,
-        input_bytes=cells * channels * dtype.itemsize * (2 if gradient else 1),
+        input_bytes=cells * CHANNELS * dtype.itemsize * (2 if gradient else 1),
         moved=lambda features, boxes, counts: _roi_bytes(features, boxes, gradient),
         counted="feature cells under the boxes read once, crops written once"
         + ("; their gradient read, all feature gradients written once" if gradient else ""),
@@ -168,9 +195,9 @@ def _roi_bytes(features: Sequence[Tensor], boxes: Tensor, gradient: bool) -> int
     return forward + (crops + byte_count(features) if gradient else 0)
 
 
-def pairwise_distance(images: int, slots: int, *, gradient: bool, length: int = 256 * BINS * BINS) -> Case:
+def pairwise_distance(images: int, slots: int, device: torch.device, *, gradient: bool) -> Case:
     """Distances between the flattened crops of each image."""
-    device = torch.get_default_device()
+    length = CHANNELS * BINS * BINS
 
     def make(seed: int) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(seed)

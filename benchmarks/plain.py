@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,17 +10,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms, roi_align
 
 from gid_cuda import reference
+from gid_cuda.detectors.outputs import BoxCoder
 
+decode = BoxCoder("deltas").decode  # deltas (..., R, 4) against anchors (R, 4) -> boxes (..., R, 4) float32
 PRE_NMS = 3000  # boxes an image that torchvision's suppression gets to see
-
-
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """R-CNN's (dx, dy, dw, dh) against anchors (R, 4) -> boxes (..., R, 4) float32, in torchvision's order."""
-    deltas = deltas.float()
-    size = anchors[:, 2:] - anchors[:, :2]
-    center = deltas[..., :2] * size + (anchors[:, :2] + 0.5 * size)
-    half = 0.5 * (torch.exp(deltas[..., 2:].clamp(max=math.log(1000.0 / 16))) * size)
-    return torch.cat([center - half, center + half], dim=-1)
 
 
 def decoded_gi_score(
@@ -82,3 +74,24 @@ def crops_by_level(
             0, mine, roi_align(feature.float(), rois[mine], bins, 1 / strides[level], ratio, aligned=True)
         )
     return crops.to(features[0].dtype).unflatten(0, (images, slots))
+
+
+def response_of_rows(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 8's L_cls of each image, (B,), over the rows of the mask (B, R) taken out by index, so that only those are
+    computed with; on CUDA the host waits to learn how many there are."""
+    rows, targets = student[mask].float(), teacher[mask].float()
+    soft = targets.sigmoid()
+    loss = F.binary_cross_entropy_with_logits(rows, soft, reduction="none")
+    loss = loss - F.binary_cross_entropy_with_logits(targets, soft, reduction="none")
+    return _sums_of_images(loss, mask)
+
+
+def smooth_l1_of_rows(student: Tensor, teacher: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Eq. 8's L_reg of each image, (B,), likewise."""
+    loss = F.smooth_l1_loss(student[mask].float(), teacher[mask].float(), reduction="none", beta=beta)
+    return _sums_of_images(loss, mask)
+
+
+def _sums_of_images(of_rows: Tensor, mask: Tensor) -> Tensor:
+    image = mask.nonzero()[:, 0]
+    return of_rows.new_zeros(len(mask)).index_add(0, image, of_rows.sum(dim=1))

@@ -5,13 +5,16 @@ Written by the paper's equations, beside the package's own code, so that the com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import plain
+from benchmarks.cases import compiled
 from benchmarks.inputs import STRIDES
 from gid_cuda import reference
 
@@ -24,18 +27,20 @@ Heads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class PlainCriterion:
-    """Eqs. 1-8, as one call. Two kinds:
+    """Eqs. 1-8, as one call. Three kinds:
 
-    exact:       every step by `gid_cuda.reference`
+    exact:       every step by `gid_cuda.reference`, the response losses over all boxes under a mask
     torchvision: choice by the 3000 best boxes and torchvision's suppression, crops by torchvision's roi_align;
-                 `wrap` (torch.compile, say) goes around what is plain PyTorch before, between and after those
+                 the response losses of the masked boxes alone, taken out by index
+    compiled:    as torchvision, but all that is plain PyTorch before, between and after its operators under
+                 torch.compile, which fuses the mask into the losses, where an index would break its graph
     """
 
-    def __init__(self, kind: str, wrap: Callable[..., Callable] = lambda function: function) -> None:
-        self.exact = kind == "exact"
-        self.candidates = wrap(_candidates)
-        self.fill = wrap(_fill)
-        self.losses = wrap(losses)
+    def __init__(self, kind: Literal["exact", "torchvision", "compiled"]) -> None:
+        self.exact, by_index = kind == "exact", kind == "torchvision"
+        self.candidates, self.fill, self.losses = _candidates, _fill, partial(_losses, by_index=by_index)
+        if kind == "compiled":
+            self.candidates, self.fill, self.losses = compiled(_candidates), compiled(_fill), compiled(self.losses)
 
     def __call__(
         self,
@@ -76,7 +81,7 @@ def _fill(boxes: Tensor, indices: Tensor, counts: Tensor) -> tuple[Tensor, Tenso
     return torch.where(indices[..., None] >= 0, chosen, 0.0), counts
 
 
-def losses(
+def _losses(
     heads: Heads,
     boxes: Tensor,
     counts: Tensor,
@@ -84,6 +89,8 @@ def losses(
     student_crops: Tensor,
     weight: Tensor,
     bias: Tensor,
+    *,
+    by_index: bool,
 ) -> Tensor:
     """Eqs. 4-8 from the instances' boxes (B, K, 4) and counts (B,) and both models' crops (B, K, Ch, P, P) on."""
     teacher_logits, student_logits, teacher_deltas, student_deltas, anchors, _ = heads
@@ -92,13 +99,14 @@ def losses(
     adapted = torch.where(valid[:, :, None, None, None], adapted, 0.0)
     feature = (teacher_crops - adapted).square().sum() / counts.sum().clamp(min=1)
     mask = _assigned(boxes, valid, anchors)
-    cls, reg = _response(student_logits, teacher_logits, student_deltas, teacher_deltas, mask)
+    response = _response_by_index if by_index else _response_under_mask
+    cls, reg = response(student_logits, teacher_logits, student_deltas, teacher_deltas, mask)
     return torch.stack(
         [
             LAMBDA_FEATURE * feature,
             LAMBDA_RELATION * _relation(teacher_crops.flatten(2), adapted.flatten(2), counts),
-            ALPHA * cls,
-            reg,
+            ALPHA * cls / mask.sum().clamp(min=1),
+            reg / mask.sum().clamp(min=1),
         ]
     )
 
@@ -122,15 +130,21 @@ def _assigned(boxes: Tensor, valid: Tensor, anchors: Tensor) -> Tensor:
     return (((iou >= ASSIGN_IOU) | ((iou == best) & (best > 0))) & valid[..., None]).any(dim=1)
 
 
-def _response(
+def _response_under_mask(
     student_logits: Tensor, teacher_logits: Tensor, student_deltas: Tensor, teacher_deltas: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 8: cross-entropy less the teacher's entropy, and smooth L1, both per masked box."""
-    outside, masked = ~mask[..., None], mask.sum().clamp(min=1)
+    """Eq. 8's two sums: cross-entropy less the teacher's entropy, and smooth L1."""
+    outside = ~mask[..., None]
     student, teacher = (logits.float().masked_fill(outside, 0.0) for logits in (student_logits, teacher_logits))
     soft = teacher.sigmoid()
     cls = F.binary_cross_entropy_with_logits(student, soft, reduction="none")
     cls = cls - F.binary_cross_entropy_with_logits(teacher, soft, reduction="none")
     deltas = (deltas.float().masked_fill(outside, 0.0) for deltas in (student_deltas, teacher_deltas))
-    reg = F.smooth_l1_loss(*deltas, reduction="sum", beta=DELTAS_BETA)
-    return cls.sum() / masked, reg / masked
+    return cls.sum(), F.smooth_l1_loss(*deltas, reduction="sum", beta=DELTAS_BETA)
+
+
+def _response_by_index(
+    student_logits: Tensor, teacher_logits: Tensor, student_deltas: Tensor, teacher_deltas: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    cls = plain.response_of_rows(student_logits, teacher_logits, mask)
+    return cls.sum(), plain.smooth_l1_of_rows(student_deltas, teacher_deltas, mask, DELTAS_BETA).sum()

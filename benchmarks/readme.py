@@ -2,6 +2,8 @@
 """Writes README's result tables from the JSON files of benchmarks/results/, between `<!-- NAME -->` marks.
 
     python benchmarks/readme.py [--check]         --check: change nothing, exit 1 where README and files differ
+
+What there is no file of has no table. The pictures of the sweeps are drawn anew too, unless checking.
 """
 
 from __future__ import annotations
@@ -12,9 +14,19 @@ import re
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import plot  # noqa: E402
+from benchmarks.report import by_case, seconds_text  # noqa: E402
+
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = Path("docs") / "images"
+ROLES = ("pytorch", "compile", "instead")
+SIZES = ("B", "R", "C", "K", "k", "N")  # those that differ between users
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -45,19 +57,104 @@ def demo_seeds(results: dict) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"demo-seeds": ("demo_seeds.json", demo_seeds)}
+def speed(path: Path, results: dict[str, Any]) -> str:
+    """A row a case: our time, how many times as long the others take, our share of the copy bandwidth."""
+    lines = [
+        "| | sizes | time | PyTorch | torch.compile | instead | of copy bandwidth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for ours, others in by_case(results["rows"]):
+        if ", " in ours["work"] and not ours["work"].startswith("joint"):
+            continue  # a part of what another row has whole
+        work = ours["operator"] if ours["operator"] == "criterion" else f"`{ours['operator']}`"
+        sizes = ", ".join(f"{name}={size:,}" for name, size in ours["sizes"].items() if name in SIZES)
+        cells = [f"{work}, {ours['work']}", f"{sizes}, {ours['dtype']}", seconds_text(ours["median_s"])]
+        for role in ROLES:
+            of_role = [row for row in others if row["role"] == role]
+            cells.append("; ".join(_ratio(row, ours) + _named(row) for row in of_role) or "–")
+        cells.append(f"{ours['bandwidth_share']:.0%}")
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", _made_with(results)]
+    if results["sweep"]:
+        image = picture(path)
+        dashed = ", ".join(f"{name} for {operator}" for operator, name in _opponents(results["sweep"]).items())
+        lines += [
+            "",
+            f"![How cost grows with boxes, instances and images]({image.as_posix()})",
+            "",
+            f"*Dashed: {dashed}.*",
+        ]
+    return "\n".join(lines)
+
+
+def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:
+    return f"{row['median_s'] / ours['median_s']:.3g}x"
+
+
+def _named(row: dict[str, Any]) -> str:
+    """The contender where the column's title does not name it."""
+    return f" {row['contender'].replace('torchvision ', '')}" if row["role"] == "instead" else ""
+
+
+def _opponents(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {row["operator"]: row["contender"] for row in rows if row["role"] != "ours"}
+
+
+def _made_with(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    equal = "All other results equal ours" if not results["differing"] else "; ".join(results["differing"])
+    notes: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        if row["note"] and row["contender"] not in notes.setdefault(row["note"], []):
+            notes[row["note"]].append(row["contender"])
+    told = "".join(f"{' and '.join(names)}: {note}. " for note, names in notes.items())
+    return (
+        f"{machine['device']}, {machine['threads']} CPU threads, torch {machine['torch']}, commit {machine['commit']}, "
+        f"{machine['date']}. Medians; the others' times in multiples of ours. A copy moves "
+        f"{results['copy_bandwidth'] / 1e9:.1f} GB/s in the same run. {told}{equal}."
+    )
+
+
+def picture(path: Path) -> Path:
+    """Where the picture of a result file is, relative to the root."""
+    return IMAGES / f"benchmark_{path.stem}.png"
+
+
+def files_of(name: str) -> list[Path]:
+    """The result files behind a table; a GPU's carry its name."""
+    pattern = {"demo-seeds": "demo_seeds.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"}[name]
+    return sorted(RESULTS.glob(pattern))
+
+
+def table(name: str) -> str:
+    """The tables of all files, one after the other, or nothing."""
+    parts = []
+    for path in files_of(name):
+        results = json.loads(path.read_text())
+        parts.append(demo_seeds(results) if name == "demo-seeds" else speed(path, results))
+    return "\n\n".join(parts)
+
+
+NAMES = ("demo-seeds", "speed-cpu", "speed-gpu")
 
 
 def render(text: str) -> str:
     """README's text with every table made anew."""
-    for name, (file, table) in TABLES.items():
-        results = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
+    for name in NAMES:
         marker = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not marker.search(text):
             sys.exit(f"error: README.md has no place for the table: add <!-- {name} --> and <!-- /{name} -->")
-        content = table(results)
-        text = marker.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+        content = table(name)
+        content = f"{content}\n" if content else ""
+        text = marker.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
     return text
+
+
+def draw() -> None:
+    for path in [*files_of("speed-cpu"), *files_of("speed-gpu")]:
+        results = json.loads(path.read_text())
+        if results["sweep"]:
+            plot.save(results, ROOT / picture(path))
 
 
 def main() -> None:
@@ -69,6 +166,7 @@ def main() -> None:
     if arguments.check:
         sys.exit("error: README.md's tables are stale: run python benchmarks/readme.py" if new != old else 0)
     README.write_text(new)
+    draw()
 
 
 if __name__ == "__main__":

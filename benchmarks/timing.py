@@ -25,7 +25,7 @@ _DEFAULT_CACHE = 1 << 25
 
 @dataclass
 class Timing:
-    """Seconds of each run. host_s: on CUDA, how long the host takes to launch the call (median is the device's time)."""
+    """Seconds of each run; on CUDA those of the device, and host_s is how long the host takes to launch the call."""
 
     times: list[float] = field(default_factory=list)
     host_s: float | None = None
@@ -73,8 +73,8 @@ def _cpu_times(call: Call, device: torch.device, seconds: float) -> tuple[list[f
 
 
 def _cuda_times(call: Call, device: torch.device, seconds: float) -> tuple[list[float], float]:
-    """By device events. Between two runs the device reads a buffer larger than its L2 cache: nothing of the inputs stays
-    there, and it is busy until the host has launched the next run, so that the events see the device's time alone."""
+    """By device events. Between two runs the device reads a buffer larger than its L2 cache: nothing of the inputs
+    stays there, and it is busy until the host has launched the next run, so the events see the device's time alone."""
     buffer = torch.ones(cache_bytes(device) // 2, device=device)  # of 4 bytes each: twice the cache
     call()
     torch.cuda.synchronize(device)

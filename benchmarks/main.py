@@ -1,0 +1,98 @@
+"""What `scripts/benchmark.py` does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, plot, report
+from benchmarks.cases import Results, run_case
+from benchmarks.suite import NAMES, cases
+from benchmarks.sweep import sweep
+from benchmarks.timing import copy_bandwidth
+from gid_cuda.errors import UserError
+
+SECONDS = {"quick": 0.01, "cpu": 0.6, "cuda": 0.2}  # of runs, a contender
+_QUICK_COPY = 1 << 20  # bytes
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code: 1 where a contender's result is not ours though it should be."""
+    _check(arguments)
+    if arguments.step:
+        from benchmarks import step  # pulls in all of training
+
+        step.main(arguments)
+        return 0
+    # Compiling says much that helps nobody here; what it cannot compile is listed at the end.
+    warnings.filterwarnings("ignore", module="torch")
+    device = machine.pick_device(arguments.device)
+    extent = "full" if arguments.full else "quick" if arguments.quick else "usual"
+    seconds = SECONDS["quick" if arguments.quick else device.type]
+    names = arguments.only or NAMES
+    bandwidth = copy_bandwidth(device, 10 * seconds, _QUICK_COPY if arguments.quick else None)
+    result: dict[str, Any] = {"machine": machine.describe(device), "copy_bandwidth": bandwidth}
+    print(report.machine_text(result["machine"], bandwidth), flush=True)
+
+    results = Results()
+    seen = set()
+    for case in cases(device, extent):
+        if case.operator not in names or case.title in seen:
+            continue
+        seen.add(case.title)
+        if arguments.no_compile:
+            case = replace(case, contenders=[c for c in case.contenders if c.role != "compile"])
+        done = len(results.rows)
+        run_case(case, device, seconds=seconds, bandwidth=bandwidth, results=results)
+        if results.rows[done:]:
+            print("\n" + report.case_text(results.rows[done:]), flush=True)
+    result |= {"extent": extent, "rows": results.rows, "sweep": []}
+    if arguments.sweep:
+        how = {"seconds": seconds / 2, "bandwidth": bandwidth, "quick": arguments.quick}
+        result["sweep"] = sweep(device, names, results, **how)
+        print("\n" + report.sweep_text(result["sweep"]))
+    result |= {"skipped": results.skipped, "differing": results.differing}
+    for title, lines in (("not measured", results.skipped), ("NOT EQUAL", results.differing)):
+        if lines:
+            print("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"\nwritten: {arguments.json}")
+    if arguments.plot:
+        plot.save(result, arguments.plot)
+        print(f"written: {arguments.plot}")
+    return 1 if results.differing else 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What would fail only after minutes is told before the first."""
+    for name in arguments.only or ():
+        if name not in NAMES:
+            raise UserError(f"--only {name}: there is no such case; choose from {', '.join(NAMES)}")
+    if arguments.plot and not arguments.sweep:
+        raise UserError("--plot draws the sweep: add --sweep")
+    if arguments.step and not arguments.cfg:
+        raise UserError("--step needs a config: add --cfg FILE, for example --cfg configs/retina.yaml")
+    if not arguments.step and (arguments.cfg or arguments.overrides):
+        what = arguments.overrides[0] if arguments.overrides else "--cfg"
+        raise UserError(f"{what} is for the training step: add --step, or leave it out")
+    if arguments.steps < 1:
+        raise UserError(f"--steps is {arguments.steps}: give at least 1")
+    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        if path:
+            _check_writable(option, path)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: give the name of a file")
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()  # an OSError is told in one sentence
+    if new:
+        path.unlink()

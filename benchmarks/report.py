@@ -1,0 +1,66 @@
+"""Results as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+Row = dict[str, Any]
+_WIDTH = 42
+
+
+def by_case(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """(our row, the others') of each case, in the order of the rows."""
+    for _, group in groupby(rows, key=lambda row: (row["operator"], row["work"], row["sizes"], row["dtype"])):
+        of_case = list(group)
+        ours = [row for row in of_case if row["role"] == "ours"]
+        if ours:
+            yield ours[0], [row for row in of_case if row["role"] != "ours"]
+
+
+def case_text(rows: Sequence[Row]) -> str:
+    """The rows of one case: time, how many times ours that is, share of the copy bandwidth, what the check said."""
+    (ours, others), *_ = by_case(rows)
+    lines = [
+        f"{ours['operator']}, {ours['work']}: {sizes_text(ours['sizes'])}, {ours['dtype']}",
+        f"  {ours['moved_bytes'] / 1e6:.4g} MB must move ({ours['counted']}); {ours['input_sets']} input sets in turn",
+    ]
+    for row in (ours, *others):
+        ratio = f"{row['median_s'] / ours['median_s']:8.2f} x" if row is not ours else " " * 10
+        told = "; ".join(text for text in (row["check"], row["note"]) if text)
+        host = f", host {seconds_text(row['host_s'])}" if row["host_s"] is not None else ""
+        time = f"{seconds_text(row['median_s']):>9} ± {seconds_text(row['iqr_s']):<9}"
+        share = f"{row['bandwidth_share']:6.1%} of copy"
+        lines.append(f"  {row['contender']:<{_WIDTH}} {time} {ratio} {share}{host}  {told}".rstrip())
+    return "\n".join(lines)
+
+
+def sweep_text(rows: Sequence[Row]) -> str:
+    """One line a contender, one column a size."""
+    lines = []
+    for axis, of_axis in groupby(rows, key=lambda row: row["axis"]):
+        for (operator, contender), group in groupby(of_axis, key=lambda row: (row["operator"], row["contender"])):
+            points = "  ".join(f"{row['value']}: {seconds_text(row['median_s'])}" for row in group)
+            lines.append(f"  {operator} over {axis}, {contender}: {points}")
+    return "\n".join(["how cost grows:", *lines])
+
+
+def machine_text(machine: Row, bandwidth: float) -> str:
+    software = f"torch {machine['torch']}, {machine['kernels']} kernels, commit {machine['commit']}"
+    return (
+        f"{machine['device']}; {machine['threads']} CPU threads; {software}\n"
+        f"a copy moves {bandwidth / 1e9:.1f} GB/s, bytes read and bytes written both counted"
+    )
+
+
+def sizes_text(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sizes.items())
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits: 12.3 us, 4.56 ms, 1.23 s."""
+    for unit, scale in (("us", 1e-6), ("ms", 1e-3)):
+        if seconds < 999.5 * scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,61 @@
+"""How cost grows with the number of boxes (R), of instances (K) and of images (B): the same cases at rising sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks import operators
+from benchmarks.cases import Case, Results, run_case
+from benchmarks.criterion import criterion
+from benchmarks.inputs import retinanet_anchors, scattered_anchors
+
+SIZE, QUICK_SIZE = (800, 1344), (64, 96)  # height and width of the padded images
+CLASSES = 80
+AXES = ("R", "K", "B")
+OPPONENTS = {  # who runs beside ours; nobody beside the criterion, of which the tables tell
+    "gi_score": "PyTorch",
+    "topk_nms": "top-3000 + torchvision batched_nms",
+    "multilevel_roi_align": "torchvision MultiScaleRoIAlign",
+    "pairwise_distance": "torch.cdist",
+}
+
+
+def sweep(
+    device: torch.device, only: Sequence[str], results: Results, *, seconds: float, bandwidth: float, quick: bool
+) -> list[dict[str, Any]]:
+    """Rows as those of the cases, with "axis" (one of AXES) and "value" besides. What is skipped goes to `results`."""
+    rows = []
+    for axis, value, case in _points(device, quick):
+        if case.operator not in only:
+            continue
+        names = ("gid_cuda", OPPONENTS.get(case.operator))
+        case = replace(case, contenders=[c for c in case.contenders if c.name in names], absent="")
+        found = Results(skipped=results.skipped, differing=results.differing)
+        run_case(case, device, seconds=seconds, bandwidth=bandwidth, results=found)
+        rows += [{**row, "axis": axis, "value": value} for row in found.rows]
+    rows.sort(key=lambda row: (AXES.index(row["axis"]), row["operator"], row["role"] != "ours", row["value"]))
+    return rows
+
+
+def _points(device: torch.device, quick: bool) -> Iterator[tuple[str, int, Case]]:
+    """(axis, value, the case). quick: two small values an axis."""
+    size = QUICK_SIZE if quick else SIZE
+    images, dtype = (16, torch.bfloat16) if device.type == "cuda" else (1, torch.float32)
+    anchors = retinanet_anchors(size, device)
+    for boxes in (500, 1000) if quick else (10**3, 10**4, 10**5, 10**6):
+        scattered = scattered_anchors(boxes, size, device)
+        yield "R", boxes, operators.gi_score(images, scattered, CLASSES, dtype, size)
+        yield "R", boxes, operators.topk_nms(images, scattered, 10, size)
+    for slots in (2, 4) if quick else (5, 10, 30, 100, 300):
+        yield "K", slots, operators.topk_nms(images, anchors, slots, size)
+        yield "K", slots, operators.multilevel_roi_align(images, slots, dtype, size, device, gradient=False)
+        yield "K", slots, operators.pairwise_distance(images, slots, device, gradient=False)
+    for batch in (1, 2) if quick else {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16, 32)}[device.type]:
+        yield "B", batch, operators.gi_score(batch, anchors, CLASSES, dtype, size)
+        yield "B", batch, operators.topk_nms(batch, anchors, 10, size)
+        yield "B", batch, operators.multilevel_roi_align(batch, 10, dtype, size, device, gradient=False)
+        yield "B", batch, criterion(batch, CLASSES, dtype, size, device)
