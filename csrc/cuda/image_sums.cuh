@@ -19,7 +19,8 @@ struct ImageSumsShared {
 };
 
 // A block: one of the two sums of one image.
-__global__ void __launch_bounds__(kImageSumThreads) image_sums_kernel(const __grid_constant__ ImageSumsArgs args) {
+static __global__ void __launch_bounds__(kImageSumThreads)
+    image_sums_kernel(const __grid_constant__ ImageSumsArgs args) {  // static: two .cu files read this
   GID_SHARED(ImageSumsShared, shared);
   const int which = int(blockIdx.x % 2);
   const int64_t image = blockIdx.x / 2;
