@@ -22,6 +22,7 @@ def build_detector(
     *,
     response_cls: Literal["bce", "focal"] = "bce",
     response_smooth_l1_beta: float = 0.1,
+    fused_losses: bool = True,
 ) -> Detector:
     """The detector that `model` describes, for `classes`, on the CPU, with its weights loaded.
 
@@ -53,6 +54,7 @@ def build_detector(
         head_depth=model.head_depth,
         response_cls=response_cls,
         response_smooth_l1_beta=response_smooth_l1_beta,
+        fused_losses=fused_losses,
         min_size=tuple(input.min_size),
         max_size=input.max_size,
         image_mean=list(input.mean),

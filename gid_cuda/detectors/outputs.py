@@ -81,7 +81,9 @@ class DetectorOutputs:
 
     @property
     def boxes(self) -> Tensor:
-        """(B, R, 4) decoded boxes, xyxy pixels of the padded batch, float32, detached; decoded when first asked for."""
+        """(B, R, 4) decoded boxes, xyxy pixels of the padded batch, float32, detached; decoded when first asked for.
+
+        Selection does not ask: it decodes in the pass that chooses, unless they are there already."""
         if self._boxes is None:
             self._boxes = self.coder.decode(self.deltas.detach(), self.anchors)
         return self._boxes
@@ -145,7 +147,8 @@ class Detector(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(cls, reg): float32 sums over the masked boxes (over C; over the 4 deltas), not normalised (eq. 8).
 
-        mask: (B, R) bool. Gradient goes to the student's logits and deltas alone.
+        mask: (B, R) bool. Gradient goes to the student's logits and deltas alone. May put the same task losses with
+        another way back into student.losses.
         """
         raise NotImplementedError
 

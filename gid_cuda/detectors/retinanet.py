@@ -12,10 +12,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.misc import Conv2dNormActivation
 
+from gid_cuda.detectors import dense_losses
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
+from gid_cuda.detectors.dense_losses import DenseOutputs
 from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.postprocess import detect
-from gid_cuda.detectors.response import classification_sum, smooth_l1_sum
+from gid_cuda.ops import match_anchors
 
 DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
 DEFAULT_HEAD_DEPTH = 4
@@ -26,11 +28,13 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
     """torchvision's RetinaNet behind the `Detector` interface; state-dict keys are torchvision's own.
 
     Task losses are torchvision's, by its names: "classification" (focal) and "bbox_regression" (L1), means over the
-    labelled images. Under autocast the network runs in low precision; anchors, decoding and losses stay float32.
+    labelled images; computed by fused operators, or by torchvision itself where fused_losses is False. Under autocast
+    the network runs in low precision; anchors, decoding and losses stay float32.
 
     backbone: gives the levels of `PYRAMID_STRIDES` and has `out_channels`.
     num_classes: C, without background. anchor_sizes: pixels, one a level, each at 3 scales and 3 ratios.
     head_depth: 3x3 convolutions of each head. response_cls, response_smooth_l1_beta: see `response_losses`.
+    fused_losses: see above; the values differ by float32 rounding.
     options: torchvision's own, e.g. min_size, max_size, image_mean, image_std, score_thresh, nms_thresh,
         detections_per_img.
     """
@@ -47,6 +51,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         head_depth: int = DEFAULT_HEAD_DEPTH,
         response_cls: Literal["bce", "focal"] = "bce",
         response_smooth_l1_beta: float = 0.1,
+        fused_losses: bool = True,
         **options: Any,
     ) -> None:
         generator = _anchor_generator(anchor_sizes)
@@ -61,13 +66,14 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         self.anchors_per_cell = anchors_per_cell
         self.response_cls = response_cls
         self.response_smooth_l1_beta = response_smooth_l1_beta
+        self.fused_losses = fused_losses
         self.weight_notes = []
 
     def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
         """One pass: features, heads and, where targets are given, task losses; see `Detector.forward`."""
         features = list(self.backbone(images.tensors).values())
         head_outputs = self.head(features)
-        outputs = DetectorOutputs(
+        outputs = DenseOutputs(
             features=features,
             strides=list(PYRAMID_STRIDES),
             logits=head_outputs["cls_logits"],
@@ -88,10 +94,20 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         self.anchor_generator.set_cell_anchors(torch.float32, images.tensors.device)
         return torch.cat(self.anchor_generator.grid_anchors(grids, steps))
 
-    def _task_losses(self, outputs: DetectorOutputs, targets: Sequence[Target | None]) -> dict[str, Tensor]:
+    def _task_losses(self, outputs: DenseOutputs, targets: Sequence[Target | None]) -> dict[str, Tensor]:
         """torchvision's losses over the labelled images; without any, zeros that still reach every parameter."""
         if len(targets) != len(outputs.logits):
             raise ValueError(f"targets has {len(targets)} entries for {len(outputs.logits)} images: give one an image")
+        if self.fused_losses:
+            matcher = self.proposal_matcher
+            losses, outputs.task = dense_losses.task_losses(
+                outputs,
+                targets,
+                high=matcher.high_threshold,
+                low=matcher.low_threshold,
+                low_quality=matcher.allow_low_quality_matches,
+            )
+            return losses
         labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
         if not labelled:
             return {"classification": _empty_sum(outputs.logits), "bbox_regression": _empty_sum(outputs.deltas)}
@@ -108,20 +124,17 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         """Anchors with IoU >= 0.5 to a GI, and every anchor that ties a GI's best IoU, if that is > 0; (B, R) bool.
 
         torchvision's matcher with the GIs as ground truth, except that its low-quality matches may have IoU 0.
-        Fixed shapes, no wait for the device; memory: a few float32 matrices (B, K, R).
         """
-        iou = _batched_iou(instances.boxes.float(), outputs.anchors)
-        best = iou.amax(dim=2, keepdim=True)
-        matched = (iou >= ASSIGN_IOU) | ((iou == best) & (best > 0))
-        return (matched & instances.valid[..., None]).any(dim=1)
+        boxes = instances.boxes.float()
+        return match_anchors(boxes, instances.counts, outputs.anchors, high=ASSIGN_IOU, low=ASSIGN_IOU) >= 0
 
     def response_losses(
         self, student: DetectorOutputs, teacher: DetectorOutputs, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(cls, reg): sums over the masked boxes of `classification_sum` and smooth L1 of the deltas; eq. 8."""
-        cls = classification_sum(student.logits, teacher.logits, mask, self.response_cls)
-        reg = smooth_l1_sum(student.deltas, teacher.deltas, mask, self.response_smooth_l1_beta)
-        return cls, reg
+        """(cls, reg): sums over the masked boxes; see `dense_losses.response_losses`, also for student.losses."""
+        return dense_losses.response_losses(
+            student, teacher, mask, kind=self.response_cls, beta=self.response_smooth_l1_beta
+        )
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
@@ -169,24 +182,11 @@ def _conv_stack(channels: int, depth: int) -> nn.Sequential:
 
 
 def _sizes_tensor(images: ImageList) -> Tensor:
-    """(B, 2) int64 on the images' device, through pinned memory: a plain copy would make the host wait."""
+    """(B, 2) int64 on the images' device."""
     sizes = torch.tensor([[int(height), int(width)] for height, width in images.image_sizes], dtype=torch.int64)
-    if images.tensors.is_cuda:
-        sizes = sizes.pin_memory()
-    return sizes.to(images.tensors.device, non_blocking=True)
+    return dense_losses.to_device(sizes, images.tensors.device)
 
 
 def _empty_sum(x: Tensor) -> Tensor:
     """A float32 zero with zero gradient to x (x * 0 would be NaN where x is infinite)."""
     return x.flatten()[:0].float().sum()
-
-
-def _batched_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """boxes (B, K, 4), anchors (R, 4) -> IoU (B, K, R), in torchvision's order of operations."""
-    x1, y1, x2, y2 = boxes[..., None].unbind(2)  # (B, K, 1) each
-    ax1, ay1, ax2, ay2 = anchors.unbind(1)  # (R,) each
-    width = (torch.minimum(x2, ax2) - torch.maximum(x1, ax1)).clamp_(min=0)
-    height = (torch.minimum(y2, ay2) - torch.maximum(y1, ay1)).clamp_(min=0)
-    inter = width.mul_(height)
-    union = (((x2 - x1) * (y2 - y1)) + ((ax2 - ax1) * (ay2 - ay1))).sub_(inter)
-    return inter.div_(union)

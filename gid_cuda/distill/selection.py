@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gid_cuda.detectors.outputs import DetectorOutputs, GeneralInstances
-from gid_cuda.ops import gi_score, topk_nms
+from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs, GeneralInstances
+from gid_cuda.ops import decoded_gi_score, gi_score, topk_nms
 
 
 @torch.no_grad()
@@ -38,10 +38,20 @@ def select_instances(
     logits = (teacher.logits, student.logits)
     if teacher.logits.dtype != student.logits.dtype:  # one of them under autocast
         logits = (teacher.logits.float(), student.logits.float())
-    scores, boxes = gi_score(*logits, teacher.boxes, student.boxes, student.image_sizes)
+    if _are_encoded(teacher, student):
+        coder = {"weights": student.coder.weights, "distances": student.coder.kind == "distances"}
+        deltas = (teacher.deltas, student.deltas)
+        scores, boxes = decoded_gi_score(*logits, *deltas, student.anchors, student.image_sizes, **coder)
+    else:
+        scores, boxes = gi_score(*logits, teacher.boxes, student.boxes, student.image_sizes)
     candidates = _best(scores, pre_nms_top_k) if 0 < pre_nms_top_k < boxes_per_image else scores
     indices, counts = topk_nms(boxes, candidates, top_k, nms_iou, min_size=min_size)
     return _fill_slots(boxes, scores, indices.clamp(min=0), indices, counts)
+
+
+def _are_encoded(*both: DetectorOutputs) -> bool:
+    """Is it left to this step to decode the boxes, and in the way that the operator knows?"""
+    return all(type(outputs.coder) is BoxCoder and outputs._boxes is None for outputs in both)
 
 
 def empty_instances(batch: int, slots: int, device: torch.device) -> GeneralInstances:

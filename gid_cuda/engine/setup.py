@@ -171,6 +171,7 @@ def _detector(config: Config, model: ModelConfig, classes: list[str], device: to
         classes,
         response_cls=distill.response_cls,
         response_smooth_l1_beta=distill.response_smooth_l1_beta,
+        fused_losses=config.train.fused_losses,
     ).to(device)
     return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
 

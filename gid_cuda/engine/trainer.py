@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import Batch, DetectionDataset, build_loader
-from gid_cuda.detectors.outputs import Detector, Target
+from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
 from gid_cuda.engine import checks, optim
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.evaluation import evaluate, format_metrics
@@ -99,13 +99,17 @@ def compute_losses(
         with torch.no_grad():  # the teacher first: what it needs in passing is free again for the student
             teacher_outputs = run.teacher(images) if run.teacher is not None else None
         outputs = run.student(images, targets)
-        losses = {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
         if run.gid is None or teacher_outputs is None or config.distill is None:
-            return losses, {}
+            return _task_losses(outputs), {}
         distilled, instances = run.gid(teacher_outputs, outputs, run.student, targets)
+    losses = _task_losses(outputs)  # now, as the response loss may have joined its way back with theirs
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})
     return losses, {"instances": instances.counts.float().mean()}
+
+
+def _task_losses(outputs: DetectorOutputs) -> dict[str, Tensor]:
+    return {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
 
 
 def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def test_valid_slots_are_the_first_ones() -> None:
 def test_the_shared_types_need_no_torchvision() -> None:
     program = (
         "import sys; sys.modules['torchvision'] = None; sys.modules['pydantic'] = None; "
-        "import gid_cuda.detectors, gid_cuda.detectors.outputs, gid_cuda.detectors.response"
+        "import gid_cuda.detectors, gid_cuda.detectors.outputs, gid_cuda.detectors.dense_losses"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -6,7 +6,9 @@ from math import log
 
 import pytest
 import torch
+from torch import Tensor
 
+from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs
 from gid_cuda.distill import select_instances
 from gid_cuda.distill.selection import front_order, keep_instances
 
@@ -40,13 +42,19 @@ def test_gi_score_is_the_largest_difference_over_classes(device: str) -> None:
     assert found.valid.tolist() == [[True, True, True, False]]
 
 
+def decoded(outputs: DetectorOutputs) -> DetectorOutputs:
+    """With boxes of its own: those yet to be decoded have the student's anchors, which are the teacher's too."""
+    assert outputs.boxes is outputs._boxes
+    return outputs
+
+
 def test_gi_box_is_that_of_the_surer_model_and_the_students_at_a_tie(device: str) -> None:
     # best logits: box 0 teacher ln 9 > student ln 3; box 1 student above; box 2 both 0: the student's
     # (the models differ in box 2 by its other class, so it has a score of 1/2 - 1/4 = 1/4)
     teacher = torch.tensor([[[LN9, 0.0], [0.0, 0.0], [0.0, 0.0]]], device=device)
     student = torch.tensor([[[LN3, 0.0], [LN3, 0.0], [0.0, -LN3]]], device=device)
     here, there = apart(3).to(device), (apart(3) + torch.tensor([0.0, 50.0, 0.0, 50.0])).to(device)
-    found = select_instances(exact_outputs(here, teacher), exact_outputs(there, student), top_k=3)
+    found = select_instances(decoded(exact_outputs(here, teacher)), decoded(exact_outputs(there, student)), top_k=3)
     by_index = dict(zip(found.indices[0].tolist(), found.boxes[0].tolist(), strict=True))
     assert by_index == {0: here[0].tolist(), 1: there[1].tolist(), 2: there[2].tolist()}
 
@@ -54,8 +62,34 @@ def test_gi_box_is_that_of_the_surer_model_and_the_students_at_a_tie(device: str
 def test_saturated_logits_still_say_who_is_surer() -> None:
     # sigmoid(30) and sigmoid(40) are both 1 in float32
     teacher, student = torch.tensor([[[40.0]]]), torch.tensor([[[30.0]]])
-    found = select_instances(exact_outputs(apart(1), teacher), exact_outputs(apart(1) + 50, student), top_k=1)
+    both = decoded(exact_outputs(apart(1), teacher)), decoded(exact_outputs(apart(1) + 50, student))
+    found = select_instances(*both, top_k=1)
     assert found.boxes[0].tolist() == apart(1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["deltas", "distances"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_on_the_way_changes_nothing(kind: str, dtype: torch.dtype, device: str) -> None:
+    teacher, student = (random_outputs(seed=seed, dtype=dtype, device=device) for seed in (0, 1))
+    for outputs in (teacher, student):
+        outputs.coder = BoxCoder(kind, (10.0, 10.0, 5.0, 5.0) if kind == "deltas" else (1.0, 1.0, 1.0, 1.0))
+    found = select_instances(teacher, student)
+    assert teacher._boxes is None and student._boxes is None
+    again = select_instances(decoded(teacher), decoded(student))
+    assert (found.counts > 2).all() and torch.equal(found.indices, again.indices)
+    torch.testing.assert_close(found.boxes, again.boxes)
+    torch.testing.assert_close(found.scores, again.scores, rtol=0, atol=0)
+
+
+def test_a_coder_of_ones_own_is_asked() -> None:
+    class Shifted(BoxCoder):
+        def decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+            return super().decode(deltas, anchors) + 1000
+
+    teacher, student = random_outputs(seed=0), random_outputs(seed=1)
+    teacher.coder = student.coder = Shifted("deltas")
+    student.image_sizes = student.image_sizes + 2000
+    assert (select_instances(teacher, student).boxes[:, 0] > 500).all()
 
 
 def test_suppression_across_classes() -> None:

@@ -7,9 +7,19 @@ import torch
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from gid_cuda.detectors.response import classification_sum, smooth_l1_sum
+from gid_cuda.detectors.dense_losses import DenseOutputs, join_targets, response_losses, task_losses
+from gid_cuda.detectors.outputs import BoxCoder
+from gid_cuda.ops import box_losses, class_losses, match_anchors
 
 KINDS = ["bce", "focal"]
+
+
+def classification_sum(student: Tensor, teacher: Tensor, mask: Tensor, kind: str = "bce") -> Tensor:
+    return class_losses(student, teacher_logits=teacher, mask=mask, kind=kind)[1].sum()
+
+
+def smooth_l1_sum(student: Tensor, teacher: Tensor, mask: Tensor, beta: float) -> Tensor:
+    return box_losses(student, teacher_deltas=teacher, mask=mask, beta=beta)[1].sum()
 
 
 def everywhere(x: Tensor) -> Tensor:
@@ -110,9 +120,84 @@ def test_nothing_depends_on_values_for_its_shape(kind: str) -> None:
     assert smooth_l1_sum(student, student, mask, 0.1).shape == ()
 
 
+def outputs(seed: int, *, grad: bool = False, rows: int = 60, classes: int = 4, labels: bool = True) -> DenseOutputs:
+    make = torch.Generator().manual_seed(seed)
+    corner = torch.rand(rows, 2, generator=torch.Generator().manual_seed(0)) * 80  # the same for all seeds
+    return DenseOutputs(
+        features=[],
+        strides=[],
+        logits=torch.randn(3, rows, classes, generator=make).requires_grad_(grad),
+        deltas=torch.randn(3, rows, 4, generator=make).requires_grad_(grad),
+        coder=BoxCoder("deltas"),
+        anchors=torch.cat([corner, corner + 30], dim=1),
+        image_sizes=torch.full((3, 2), 110),
+    )
+
+
+TARGETS = [
+    {"boxes": torch.tensor([[10.0, 10, 42, 40], [50, 50, 80, 90]]), "labels": torch.tensor([2, 0])},
+    None,
+    {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+]
+MATCHING = {"high": 0.5, "low": 0.4, "low_quality": True}
+
+
+def test_targets_side_by_side() -> None:
+    truth = join_targets(TARGETS, torch.device("cpu"))
+    assert truth.boxes.shape == (3, 2, 4) and truth.labels.tolist() == [[2, 0], [0, 0], [0, 0]]
+    assert truth.counts.tolist() == [2, -1, 0] and truth.labelled == 2
+
+
+def test_unlabelled_images_alone_give_zeros_that_reach_the_heads() -> None:
+    student = outputs(0, grad=True)
+    losses, _ = task_losses(student, [None] * 3, **MATCHING)
+    sum(losses.values()).backward()
+    assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
+    assert student.logits.grad.count_nonzero() == 0 and student.deltas.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["task losses after", "task losses before"])
+def test_task_and_response_together_are_their_sum(kind: str, order: str) -> None:
+    """Whether the total takes the task losses from before or after the response loss: the same numbers."""
+    teacher, student, alone, apart = outputs(1), outputs(0, grad=True), outputs(0, grad=True), outputs(0, grad=True)
+    found = match_anchors(torch.tensor([[[12.0, 12, 40, 40]]]).expand(3, -1, -1), None, student.anchors)
+    mask = found >= 0
+    assert mask.any()
+    student.losses, student.task = task_losses(student, TARGETS, **MATCHING)
+    before = dict(student.losses)
+    cls, reg = response_losses(student, teacher, mask, kind=kind, beta=0.1)
+    task = before if order == "task losses before" else student.losses
+    (3 * sum(task.values()) + 0.5 * cls + 0.25 * reg).backward()
+
+    their_task, _ = task_losses(alone, TARGETS, **MATCHING)
+    their_cls, their_reg = response_losses(apart, teacher, mask, kind=kind, beta=0.1)
+    (3 * sum(their_task.values())).backward()
+    (0.5 * their_cls + 0.25 * their_reg).backward()
+    assert {name: loss.item() for name, loss in task.items()} == {n: loss.item() for n, loss in their_task.items()}
+    torch.testing.assert_close((cls, reg), (their_cls, their_reg), rtol=0, atol=0)
+    torch.testing.assert_close(student.logits.grad, alone.logits.grad + apart.logits.grad)
+    torch.testing.assert_close(student.deltas.grad, alone.deltas.grad + apart.deltas.grad)
+
+
+def test_one_gradient_of_the_logits_for_both_losses() -> None:
+    """What the joint way back is for: the task loss's own node is left out."""
+    student = outputs(0, grad=True)
+    student.losses, student.task = task_losses(student, TARGETS, **MATCHING)
+    calls = []
+    student.logits.register_hook(lambda gradient: calls.append(gradient.data_ptr()))
+    mask = torch.zeros(3, 60, dtype=torch.bool)
+    mask[:, 3] = True
+    with torch.profiler.profile() as profile:
+        response = response_losses(student, outputs(1), mask)
+        (sum(student.losses.values()) + sum(response)).backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["gid::class_losses_backward"] == 1 and counts["gid::box_losses_backward"] == 1 and len(calls) == 1
+
+
 def test_shapes_that_differ_are_named() -> None:
-    student, mask = torch.zeros(1, 6, 3), torch.zeros(1, 6, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"\(1, 6, 3\), \(1, 6, 2\) and \(1, 6\): both detectors need the same"):
-        classification_sum(student, torch.zeros(1, 6, 2), mask)
-    with pytest.raises(ValueError, match=r"deltas must have one shape .*\(1, 5\)"):
-        smooth_l1_sum(student, student, mask[:, :5], 0.1)
+    student, mask = outputs(0), torch.zeros(3, 60, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"\(3, 60, 4\), \(3, 60, 2\) and \(3, 60\): both detectors need the same"):
+        response_losses(student, outputs(1, classes=2), mask)
+    with pytest.raises(ValueError, match=r"logits must have one shape .*\(3, 59\)"):
+        response_losses(student, outputs(1), mask[:, :59])
