@@ -92,14 +92,14 @@ struct Response {
   }
 };
 
-// Smooth L1 with the parabola up to beta > 0. A zero difference has a zero derivative.
+// Smooth L1 with the parabola up to beta > 0. A zero difference has a zero derivative; NaN has NaN.
 struct SmoothL1 {
   float loss, derivative;
 
   GID_HD SmoothL1(float difference, float beta) {
     const float size = fabsf(difference);
     loss = size < beta ? 0.5f * size * size / beta : size - 0.5f * beta;
-    derivative = size < beta ? difference / beta : (difference > 0.0f ? 1.0f : -1.0f);
+    derivative = size < beta ? difference / beta : (difference > 0.0f ? 1.0f : difference < 0.0f ? -1.0f : difference);
   }
 };
 

@@ -200,9 +200,13 @@ def test_a_nan_that_counts_shows(device: str, dtype: torch.dtype):
         for name in ("deltas", "teacher_deltas"):
             poisoned = arguments[name].clone()
             poisoned[0, row, 3] = NAN
-            l1, response = box_losses(**on(device, arguments | {name: poisoned}))
+            l1, response, gradient = with_gradient(
+                box_losses, on(device, arguments | {name: poisoned}), torch.ones(2, 1, device=device)
+            )
             assert l1.isnan().item() == (name == "deltas" and row == 1)
             assert response.isnan().item() == (row == 2)
+            # As torch has it: of smooth L1 also the gradient, of L1 not.
+            assert gradient.isnan().nonzero().tolist() == ([[0, row, 3]] if row == 2 else [])
 
 
 @each_device
