@@ -69,6 +69,13 @@ def _multilevel_roi_align(
     return reference.multilevel_roi_align(features, boxes, counts, strides=strides, **named)
 
 
+def _contiguous(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(*arguments: Any) -> Tensor:
+        return function(*arguments).contiguous()
+
+    return call
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gi_score": _gi_score,
     "decoded_gi_score": _decoded_gi_score,
@@ -76,10 +83,10 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "multilevel_roi_align": _multilevel_roi_align,
     "multilevel_roi_align_backward": reference.multilevel_roi_align_backward,
     "pairwise_distance": reference.pairwise_distance,
-    "pairwise_distance_backward": reference.pairwise_distance_backward,
+    "pairwise_distance_backward": _contiguous(reference.pairwise_distance_backward),
     "match_anchors": reference.match_anchors,
     "class_losses": reference.class_losses,
-    "class_losses_backward": reference.class_losses_backward,
+    "class_losses_backward": _contiguous(reference.class_losses_backward),
     "box_losses": reference.box_losses,
-    "box_losses_backward": reference.box_losses_backward,
+    "box_losses_backward": _contiguous(reference.box_losses_backward),
 }

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
 from ops_helpers import each_device, random_boxes
 
 from gid_cuda import _library, ops, reference
-from gid_cuda.ops import _fallback, gi_score, multilevel_roi_align, pairwise_distance, topk_nms
+from gid_cuda.ops import (
+    _fallback,
+    box_losses,
+    class_losses,
+    decoded_gi_score,
+    gi_score,
+    match_anchors,
+    multilevel_roi_align,
+    pairwise_distance,
+    topk_nms,
+)
 
 OPERATORS = [
     "gi_score",
+    "decoded_gi_score",
     "topk_nms",
     "multilevel_roi_align",
     "multilevel_roi_align_backward",
     "pairwise_distance",
     "pairwise_distance_backward",
+    "match_anchors",
+    "class_losses",
+    "class_losses_backward",
+    "box_losses",
+    "box_losses_backward",
 ]
 
 
-def inputs(device: str, count: int = 50) -> tuple[torch.Tensor, ...]:
+def feature_inputs(device: str, count: int = 50) -> tuple[torch.Tensor, ...]:
     """Logits of teacher and student, their boxes, two feature maps."""
     logits = [torch.randn(2, count, 5, device=device) for _ in range(2)]
     boxes = [random_boxes(2, count, 64.0, 5.0, 60.0).to(device) for _ in range(2)]
     features = [torch.randn(2, 3, size, size, device=device, requires_grad=True) for size in (8, 4)]
-    return *logits, *boxes, *features
+    sizes = torch.tensor([[64, 60], [50, 64]], device=device)
+    return *logits, *boxes, sizes, *features
 
 
-def chain(teacher, student, teacher_boxes, student_boxes, fine, coarse, module=ops) -> torch.Tensor:
-    """All four, as distillation strings them together."""
-    sizes = torch.tensor([[64, 60], [50, 64]], device=teacher.device)
+def feature_chain(teacher, student, teacher_boxes, student_boxes, sizes, fine, coarse, module=ops) -> torch.Tensor:
+    """Boxes that are chosen, and the distances of their features, as distillation strings them together."""
     scores, boxes = module.gi_score(teacher, student, teacher_boxes, student_boxes, sizes)
     indices, counts = module.topk_nms(boxes, scores, 6, 0.5, min_size=4.0)
     chosen = boxes.gather(1, indices.clamp(min=0)[..., None].expand(-1, -1, 4))
@@ -37,9 +56,47 @@ def chain(teacher, student, teacher_boxes, student_boxes, fine, coarse, module=o
     return module.pairwise_distance(pooled.flatten(2), counts)
 
 
+def head_inputs(device: str, count: int = 50) -> tuple[torch.Tensor, ...]:
+    """Logits and deltas of teacher and student, anchors, ground truth."""
+    logits = [torch.randn(2, count, 5, device=device) for _ in range(2)]
+    deltas = [torch.randn(2, count, 4, device=device) * 0.3 for _ in range(2)]
+    anchors = random_boxes(1, count, 64.0, 5.0, 60.0)[0].to(device)
+    truth, labels = random_boxes(2, 3, 64.0, 5.0, 60.0).to(device), torch.randint(0, 5, (2, 3), device=device)
+    counts = torch.tensor([3, 1], device=device)
+    return logits[0], deltas[0], anchors, truth, labels, counts, *[a.requires_grad_() for a in (logits[1], deltas[1])]
+
+
+def head_chain(
+    teacher_logits, teacher_deltas, anchors, truth, labels, counts, logits, deltas, module=ops
+) -> torch.Tensor:
+    """The losses of both heads, the task's and the distillation's, for boxes that are chosen; (4, B)."""
+    matched = module.match_anchors(truth, counts, anchors)
+    focal, _ = module.class_losses(logits.detach(), matched=matched, labels=labels)
+    scores, boxes = module.decoded_gi_score(teacher_logits, logits, teacher_deltas, deltas, anchors)
+    indices, found = module.topk_nms(boxes, scores, 6, 0.5, min_size=4.0)
+    chosen = boxes.gather(1, indices.clamp(min=0)[..., None].expand(-1, -1, 4))
+    mask = module.match_anchors(chosen.detach(), found, anchors, high=0.7, low=0.7) >= 0
+    taught, task = dict(mask=mask), dict(matched=matched)
+    classes = module.class_losses(logits, labels=labels, teacher_logits=teacher_logits, focal=focal, **taught, **task)
+    regression = module.box_losses(
+        deltas, boxes=truth, anchors=anchors, teacher_deltas=teacher_deltas, **taught, **task
+    )
+    return torch.stack([*classes, *regression])
+
+
+class Chain(NamedTuple):
+    run: Callable[..., torch.Tensor]
+    inputs: Callable[..., tuple[torch.Tensor, ...]]
+
+
+each_chain = pytest.mark.parametrize(
+    "chain", [Chain(feature_chain, feature_inputs), Chain(head_chain, head_inputs)], ids=["features", "heads"]
+)
+
+
 def gradients(function, *arguments) -> tuple[torch.Tensor, ...]:
-    distances = function(*arguments)
-    return distances, *torch.autograd.grad(distances.square().sum(), arguments[-2:])
+    output = function(*arguments)
+    return output, *torch.autograd.grad(output.square().sum(), [a for a in arguments if a.requires_grad])
 
 
 def assert_same(actual, expected, rtol: float = 1e-4, atol: float = 1e-3) -> None:
@@ -48,34 +105,51 @@ def assert_same(actual, expected, rtol: float = 1e-4, atol: float = 1e-3) -> Non
 
 
 @each_device
-def test_the_chain_equals_the_references(device: str):
-    arguments = inputs(device)
-    expected = gradients(lambda *a: chain(*a, module=reference), *arguments)
+@each_chain
+def test_the_chain_equals_the_references(device: str, chain: Chain):
+    arguments = chain.inputs(device)
+    expected = gradients(lambda *a: chain.run(*a, module=reference), *arguments)
     assert (expected[0] > 0).any()
-    assert_same(gradients(chain, *arguments), expected)
+    assert_same(gradients(chain.run, *arguments), expected)
 
 
 @each_device
-def test_fullgraph(device: str):
-    arguments = inputs(device)
-    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager")
-    assert_same(gradients(compiled, *arguments), gradients(chain, *arguments))
+@each_chain
+def test_fullgraph(device: str, chain: Chain):
+    arguments = chain.inputs(device)
+    compiled = torch.compile(chain.run, fullgraph=True, backend="aot_eager")
+    assert_same(gradients(compiled, *arguments), gradients(chain.run, *arguments))
 
 
 @each_device
-def test_fullgraph_with_dynamic_shapes(device: str):
-    compiled = torch.compile(chain, fullgraph=True, backend="aot_eager", dynamic=True)
+@each_chain
+def test_fullgraph_with_dynamic_shapes(device: str, chain: Chain):
+    compiled = torch.compile(chain.run, fullgraph=True, backend="aot_eager", dynamic=True)
     for count in (50, 31):
-        arguments = inputs(device, count)
-        assert_same(gradients(compiled, *arguments), gradients(chain, *arguments))
+        arguments = chain.inputs(device, count)
+        assert_same(gradients(compiled, *arguments), gradients(chain.run, *arguments))
 
 
 @pytest.mark.slow
 @each_device
-def test_fullgraph_with_inductor(device: str):
-    arguments = inputs(device)
-    compiled = torch.compile(chain, fullgraph=True)
-    assert_same(gradients(compiled, *arguments), gradients(chain, *arguments))
+@each_chain
+def test_fullgraph_with_inductor(device: str, chain: Chain):
+    arguments = chain.inputs(device)
+    compiled = torch.compile(chain.run, fullgraph=True)
+    assert_same(gradients(compiled, *arguments), gradients(chain.run, *arguments))
+
+
+@each_device
+def test_fullgraph_of_one_loss_of_two(device: str):
+    """The gradient of the other is then not given at all, also where a compiler made the backward."""
+    teacher_logits, _, anchors, truth, labels, counts, logits, _ = head_inputs(device)
+
+    def task(logits: torch.Tensor) -> torch.Tensor:
+        matched = match_anchors(truth, counts, anchors)
+        return class_losses(logits, matched=matched, labels=labels, teacher_logits=teacher_logits, mask=matched >= 0)[0]
+
+    compiled = torch.compile(task, fullgraph=True, backend="aot_eager")
+    assert_same(gradients(compiled, logits), gradients(task, logits))
 
 
 @each_device
@@ -87,13 +161,22 @@ def test_a_mistake_is_reported_from_compiled_code_too(device: str):
 
 @each_device
 def test_autocast_leaves_types_alone(device: str):
-    teacher, student, teacher_boxes, student_boxes, fine, coarse = inputs(device)
+    teacher, student, teacher_boxes, student_boxes, _, fine, coarse = feature_inputs(device)
+    teacher_logits, teacher_deltas, anchors, truth, labels, counts, logits, deltas = head_inputs(device)
     with torch.autocast(device, dtype=torch.bfloat16):
         scores, boxes = gi_score(teacher.bfloat16(), student.bfloat16(), teacher_boxes, student_boxes)
         indices, _ = topk_nms(boxes, scores, 4)
         pooled = multilevel_roi_align([fine.bfloat16(), coarse.bfloat16()], boxes[:, :4], strides=[8, 16])
         distances = pairwise_distance(pooled.flatten(2))
         assert multilevel_roi_align([fine, coarse], boxes[:, :4], strides=[8, 16]).dtype == torch.float32
+        both = decoded_gi_score(teacher_logits.half(), logits.half(), teacher_deltas, deltas.bfloat16(), anchors)
+        matched = match_anchors(truth, counts, anchors)
+        taught, task = dict(mask=matched >= 0), dict(matched=matched)
+        both += class_losses(logits.bfloat16(), labels=labels, teacher_logits=teacher_logits, **taught, **task)
+        both += box_losses(deltas, boxes=truth, anchors=anchors, teacher_deltas=teacher_deltas.half(), **taught, **task)
+        sum(result.sum() for result in both).backward()
+    assert logits.grad.dtype == deltas.grad.dtype == torch.float32
+    assert [result.dtype for result in both] == [torch.float32] * 6
     assert scores.dtype == boxes.dtype == distances.dtype == torch.float32
     assert indices.dtype == torch.int64
     assert pooled.dtype == torch.bfloat16
@@ -112,15 +195,27 @@ def test_plain_pytorch_in_place_of_kernels_gives_the_same():
     boxes = random_boxes(2, 30, 64.0, 5.0, 60.0)
     counts = torch.tensor([20, 30])
     features = [torch.randn(2, 3, size, size) for size in (8, 4)]
-    grad, x = torch.randn(2, 30, 3, 10, 10), torch.randn(2, 5, 7)
+    grad, x = torch.randn(2, 30, 3, 10, 10), torch.randn(2, 7, 5).mT  # what is not contiguous gives what is
     distances, slots = pairwise_distance(x), torch.tensor([5, 3])
+    teacher, student, deltas, taught = (torch.randn(2, 30, 4) for _ in range(4))
+    student, deltas = student.mT.contiguous().mT, deltas.mT.contiguous().mT
+    matched, labels, mask = torch.randint(-2, 5, (2, 30)), torch.randint(0, 4, (2, 5)), torch.rand(2, 30) < 0.5
+    classes = (student, matched, labels, teacher, mask)
+    regression = (deltas, matched, boxes[:, :5], boxes[0], taught, mask)
+    weights, of_focal, of_response = [2.0, 2.0, 1.0, 1.0], torch.rand(2), torch.rand(2)
     rows = dict(
-        gi_score=(torch.randn(2, 30, 4), torch.randn(2, 30, 4), boxes, boxes + 1),
+        gi_score=(teacher, student, boxes, boxes + 1),
+        decoded_gi_score=(teacher, student, deltas, taught, boxes[0], None, weights),
         topk_nms=(boxes, scores, 7),
         multilevel_roi_align=(features, boxes, counts, [8, 16]),
         multilevel_roi_align_backward=(grad, features, boxes, counts, [8, 16], 10, 2, 40.0, 4, True),
         pairwise_distance=(x, slots),
         pairwise_distance_backward=(torch.randn(2, 5, 5), x, distances, None),
+        match_anchors=(boxes, counts, boxes[0].mT.contiguous().mT),
+        class_losses=(*classes, None, True),
+        class_losses_backward=(of_focal, of_response, *classes, False),
+        box_losses=regression,
+        box_losses_backward=(of_focal, of_response, *regression, 0.1, weights),
     )
     assert list(rows) == OPERATORS
     for name, arguments in rows.items():
@@ -149,33 +244,23 @@ def test_the_cuda_kernels_are_what_runs():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_captured_in_a_cuda_graph_without_synchronisation():
-    arguments = inputs("cuda")
-    sizes = torch.tensor([[64, 60], [50, 64]], device="cuda")
-
-    def forward_and_backward():
-        teacher, student, teacher_boxes, student_boxes, fine, coarse = arguments
-        scores, boxes = gi_score(teacher, student, teacher_boxes, student_boxes, sizes)
-        indices, counts = topk_nms(boxes, scores, 6, 0.5, min_size=4.0)
-        chosen = boxes.gather(1, indices.clamp(min=0)[..., None].expand(-1, -1, 4))
-        pooled = multilevel_roi_align([fine, coarse], chosen, counts, strides=[8, 16], canonical_size=56.0)
-        distances = pairwise_distance(pooled.flatten(2), counts)
-        return distances, *torch.autograd.grad(distances.square().sum(), (fine, coarse))
-
+@each_chain
+def test_captured_in_a_cuda_graph_without_synchronisation(chain: Chain):
+    arguments = chain.inputs("cuda")
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        forward_and_backward()
+        gradients(chain.run, *arguments)
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.set_sync_debug_mode("error")
     try:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            captured = forward_and_backward()
+            captured = gradients(chain.run, *arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     with torch.no_grad():
-        for old, new in zip(arguments, inputs("cuda"), strict=True):
+        for old, new in zip(arguments, chain.inputs("cuda"), strict=True):
             old.copy_(new)
     graph.replay()
-    assert_same(captured, forward_and_backward())
+    assert_same(captured, gradients(chain.run, *arguments))
