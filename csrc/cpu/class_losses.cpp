@@ -9,6 +9,7 @@
 
 #include "common/checks.h"
 #include "common/losses.h"
+#include "cpu/huge_pages.h"
 #include "cpu/simd.h"
 
 namespace gid {
@@ -307,6 +308,7 @@ Tensor class_losses_backward(
   const std::optional<Tensor> focal = prepared(grad_focal), response = prepared(grad_response);
   const Arguments in(logits, matched, labels, teacher_logits, mask, soft_focal);
   Tensor result = torch::stable::new_empty(logits, {in.images, in.count, in.classes});
+  wish_for_huge_pages(result);
   const float *of_focal = pointer<float>(focal), *of_response = pointer<float>(response);
   for_float_type(in.logits, [&](auto type) {
     using T = decltype(type);
