@@ -51,22 +51,22 @@ struct Focal {
 // Both are e^3 times a smooth function, whose polynomial is within 2e-7 of it (minimax up to e^-2).
 template <typename F>
 struct FocalTail {
-  F loss, derivative;
+  F cube, loss, derivative;  // the latter two without the factor cube
 
   GID_HD explicit FocalTail(const F& e) {
-    const F cube = e * e * e;
-    F series = e * -6.90800619f + 8.10975742f;
-    horner(series, e, -6.37671185f);
-    horner(series, e, 4.33207941f);
-    horner(series, e, -2.49998546f);
-    horner(series, e, 1.0f);
-    loss = cube * series;
-    series = e * -52.0171661f + 55.7634048f;
-    horner(series, e, -38.1523132f);
-    horner(series, e, 21.6557102f);
-    horner(series, e, -9.99987125f);
-    horner(series, e, 2.99999976f);
-    derivative = cube * series;
+    cube = e * e * e;
+    loss = F{} - 6.90800619f;
+    horner(loss, e, 8.10975742f);
+    horner(loss, e, -6.37671185f);
+    horner(loss, e, 4.33207941f);
+    horner(loss, e, -2.49998546f);
+    horner(loss, e, 1.0f);
+    derivative = F{} - 52.0171661f;
+    horner(derivative, e, 55.7634048f);
+    horner(derivative, e, -38.1523132f);
+    horner(derivative, e, 21.6557102f);
+    horner(derivative, e, -9.99987125f);
+    horner(derivative, e, 2.99999976f);
   }
 };
 

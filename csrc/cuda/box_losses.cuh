@@ -23,6 +23,7 @@ struct BoxLossesArgs {
   BoxCoder coder;
   float beta;
   int64_t images, count, slots;
+  unsigned blocks;  // of an image; set by the launch
   // forward
   float* l1_partial;        // workspace (B, blocks of an image)
   float* response_partial;  // workspace (B, blocks of an image)
@@ -64,21 +65,34 @@ struct BoxRow {
   }
 };
 
-// Calls body(image, r) for each of the thread's rows.
-template <typename Body>
-__device__ __forceinline__ void for_each_box_row(const BoxLossesArgs& args, const Body& body) {
-  const int64_t blocks = ceil_div<int64_t>(args.count, kBoxRowsABlock), image = blockIdx.x / blocks;
-  const int64_t first = blockIdx.x % blocks * kBoxRowsABlock + threadIdx.x;
-#pragma unroll 1
-  for (int i = 0; i < kBoxRowsAThread; ++i) {
-    if (first + i * kBoxThreads < args.count) body(image, first + i * kBoxThreads);
+// Calls body(image, r) for those of the thread's rows that count, nothing(image, r) for the others.
+template <typename Nothing, typename Body>
+__device__ __forceinline__ void for_each_box_row(const BoxLossesArgs& args, const Nothing& nothing, const Body& body) {
+  const int64_t image = blockIdx.x / args.blocks;
+  const int64_t first = int64_t(blockIdx.x % args.blocks) * kBoxRowsABlock + threadIdx.x;
+  bool counts[kBoxRowsAThread];
+#pragma unroll
+  for (int i = 0; i < kBoxRowsAThread; ++i) {  // all loads first: none waits for another
+    const int64_t r = first + i * kBoxThreads, number = image * args.count + r;
+    const bool is_matched = args.matched && r < args.count && args.matched[number] >= 0;
+    const bool is_masked = args.mask && r < args.count && args.mask[number];
+    counts[i] = is_matched | is_masked;
   }
+  unsigned busy = 0;
+#pragma unroll
+  for (int i = 0; i < kBoxRowsAThread; ++i) {
+    const int64_t r = first + i * kBoxThreads;
+    if (counts[i]) busy |= 1u << i;
+    if (!counts[i] && r < args.count) nothing(image, r);
+  }
+  for (; busy; busy &= busy - 1) body(image, first + (__ffs(busy) - 1) * kBoxThreads);
 }
 
 __global__ void __launch_bounds__(kBoxThreads) box_losses_kernel(const __grid_constant__ BoxLossesArgs args) {
   GID_SHARED(BoxShared, shared);
   float l1 = 0.0f, response = 0.0f, difference[4];
-  for_each_box_row(args, [&](int64_t image, int64_t r) {
+  const auto nothing = [](int64_t, int64_t) {};
+  for_each_box_row(args, nothing, [&](int64_t image, int64_t r) {
     const BoxRow row(args, image, r);
     if (row.match >= 0) {
       row.to_object(args, image, r, difference);
@@ -107,7 +121,11 @@ template <typename T>
 __global__ void __launch_bounds__(kBoxThreads)
     box_losses_backward_kernel(const __grid_constant__ BoxLossesBackwardArgs<T> all) {
   const BoxLossesArgs& args = all.forward;
-  for_each_box_row(args, [&](int64_t image, int64_t r) {
+  const auto nothing = [&](int64_t image, int64_t r) {
+    const float zeros[4] = {};
+    store_four(all.gradient, image * args.count + r, zeros);
+  };
+  for_each_box_row(args, nothing, [&](int64_t image, int64_t r) {
     const BoxRow row(args, image, r);
     float gradient[4] = {}, difference[4];
     if (row.match >= 0) {
@@ -134,16 +152,21 @@ inline int64_t box_losses_parts(const BoxLossesArgs& args) {
 }
 
 template <typename Launch>
-void launch_box_losses(const Launch& launch, const BoxLossesArgs& args, const ImageSumsArgs& sums) {
-  const int64_t blocks = args.images * box_losses_parts(args);
-  if (blocks > 0) launch(box_losses_kernel, grid_of(blocks), dim3(kBoxThreads), args);
+void launch_box_losses(const Launch& launch, BoxLossesArgs args, const ImageSumsArgs& sums) {
+  const int64_t blocks = box_losses_parts(args);
+  args.blocks = unsigned(blocks);
+  if (args.images * blocks > 0) {
+    launch(box_losses_kernel, grid_of(args.images * blocks), dim3(kBoxThreads), args);
+  }
   launch_image_sums(launch, sums);
 }
 
 template <typename T, typename Launch>
-void launch_box_losses_backward(const Launch& launch, const BoxLossesBackwardArgs<T>& args) {
-  const int64_t blocks = args.forward.images * box_losses_parts(args.forward);
-  if (blocks > 0) launch(box_losses_backward_kernel<T>, grid_of(blocks), dim3(kBoxThreads), args);
+void launch_box_losses_backward(const Launch& launch, BoxLossesBackwardArgs<T> args) {
+  const int64_t blocks = box_losses_parts(args.forward), images = args.forward.images;
+  if (images * blocks == 0) return;
+  args.forward.blocks = unsigned(blocks);
+  launch(box_losses_backward_kernel<T>, grid_of(images * blocks), dim3(kBoxThreads), args);
 }
 
 }  // namespace gid

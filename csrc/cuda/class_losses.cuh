@@ -14,7 +14,8 @@ constexpr int kClassThreads = 256;
 constexpr int kClassWarps = kClassThreads / kWarpSize;
 constexpr int kClassBlocksAnSm = 6;           // at a time: enough loads under way, with two of each thread
 constexpr int kPacksAhead = 2;                // that a thread has loaded before it computes
-constexpr int kMaxClassRows = 1024;           // of a block
+constexpr int kRowsAThread = 4;                // that it looks up
+constexpr int kMaxClassRows = kClassThreads * kRowsAThread;  // of a block
 constexpr int kLogitsABlock = 16384;          // about, where every row counts
 constexpr int kSparseLogitsABlock = 1 << 20;  // where few do
 
@@ -27,8 +28,9 @@ struct ClassLossesArgs {
   const bool* mask;          // (B, R); null: no response part
   int64_t images, count, slots;
   int classes;
-  int rows;  // of a block; set by the launch
   bool soft_focal;
+  int rows;         // of a block; set by the launch
+  unsigned blocks;  // of an image; set by the launch
   // forward
   float* focal_partial;     // workspace (B, blocks of an image)
   float* response_partial;  // workspace (B, blocks of an image)
@@ -44,18 +46,13 @@ constexpr unsigned kNoFocal = 0;        // left out of the task's loss,
 constexpr unsigned kBackgroundRow = 1;  // without an object,
 constexpr unsigned kFirstClass = 2;     // or this plus the class of the row's object.
 
+// match: where the row is matched to; -2 where nothing is.
 template <typename T>
-__device__ __forceinline__ unsigned row_code(const ClassLossesArgs<T>& args, int64_t image, int64_t row) {
-  unsigned code = kNoFocal;
-  if (args.matched) {
-    const int64_t match = args.matched[row];
-    if (match >= -1) code = kBackgroundRow;
-    if (match >= 0 && match < args.slots) {
-      const int64_t label = args.labels[image * args.slots + match];
-      if (label >= 0 && label < args.classes) code = kFirstClass + unsigned(label);
-    }
-  }
-  return args.mask && args.mask[row] ? code | kMasked : code;
+__device__ __forceinline__ unsigned row_code(const ClassLossesArgs<T>& args, int64_t image, int64_t match) {
+  if (match < -1) return kNoFocal;
+  if (match < 0 || match >= args.slots) return kBackgroundRow;
+  const int64_t label = args.labels[image * args.slots + match];
+  return label >= 0 && label < args.classes ? kFirstClass + unsigned(label) : kBackgroundRow;
 }
 
 struct ClassShared {
@@ -75,13 +72,22 @@ struct ClassBlock {
 // Looks up the rows' codes. Ends with a barrier.
 template <typename T>
 __device__ __forceinline__ ClassBlock open_block(const ClassLossesArgs<T>& args, ClassShared& shared) {
-  const int64_t blocks = ceil_div<int64_t>(args.count, args.rows), image = blockIdx.x / blocks;
-  const int64_t first = blockIdx.x % blocks * args.rows, left = args.count - first;
+  const unsigned image = blockIdx.x / args.blocks, block = blockIdx.x % args.blocks;
+  const int64_t start = image * args.count + int64_t(block) * args.rows, left = (image + 1) * args.count - start;
   const int rows = int(left < args.rows ? left : args.rows);
+  int64_t matches[kRowsAThread];
+  bool masked[kRowsAThread];
+#pragma unroll
+  for (int i = 0; i < kRowsAThread; ++i) {  // all loads first: none waits for another
+    const int row = int(threadIdx.x) + i * kClassThreads;
+    matches[i] = args.matched && row < rows ? args.matched[start + row] : -2;
+    masked[i] = args.mask && row < rows && args.mask[start + row];
+  }
   bool busy = false;
-  for (int row = threadIdx.x; row < rows; row += kClassThreads) {
-    const unsigned code = row_code(args, image, image * args.count + first + row);
-    shared.codes[row] = code;
+#pragma unroll
+  for (int i = 0; i < kRowsAThread; ++i) {
+    const unsigned code = row_code(args, image, matches[i]) | (masked[i] ? kMasked : 0);
+    shared.codes[threadIdx.x + i * kClassThreads] = code;
     busy |= code != kNoFocal;
   }
   const bool warp_is_busy = __any_sync(kAllLanes, busy);
@@ -89,7 +95,7 @@ __device__ __forceinline__ ClassBlock open_block(const ClassLossesArgs<T>& args,
   __syncthreads();
   bool is_busy = false;
   for (int warp = 0; warp < kClassWarps; ++warp) is_busy |= shared.busy[warp] != 0;
-  return {image, (image * args.count + first) * args.classes, rows * args.classes, is_busy};
+  return {image, start * args.classes, rows * args.classes, is_busy};
 }
 
 enum class PackTask { kNothing, kBackground, kMixed };
@@ -97,6 +103,7 @@ enum class PackTask { kNothing, kBackground, kMixed };
 // What a pack needs that begins at `column` of a row. It may reach into the next rows.
 template <int kSize>
 __device__ __forceinline__ PackTask pack_task(const unsigned* codes, int row, int column, int classes) {
+  if (codes[row] == kBackgroundRow && column + kSize <= classes) return PackTask::kBackground;  // as nearly always
   unsigned all = 0;
   bool background = true;
   for (int begin = -column; begin < kSize; begin += classes, ++row) {  // the row's first number, seen from the pack's
@@ -201,9 +208,12 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
   float of_background = 0.0f, of_objects = 0.0f, response = 0.0f;
   const auto nothing = [](int) {};
   const auto background = [&](int, const Pack<T>& pack) {
+    float logits[Pack<T>::kSize];
+    unpack(pack, logits);
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; ++i) {
-      of_background += FocalTail<float>(exp_of_minus(-to_float(pack.value[i]))).loss;
+      const FocalTail<float> focal(exp_of_minus(-logits[i]));
+      of_background = fmaf(focal.cube, focal.loss, of_background);
     }
   };
   const auto number = [&](int at, unsigned code, int column) {
@@ -238,10 +248,12 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
   T* gradient = args.gradient + block.start;
   const auto nothing = [&](int at) { store_pack(gradient + at, Pack<T>{}); };
   const auto background = [&](int at, Pack<T> pack) {
+    float logits[Pack<T>::kSize];
+    unpack(pack, logits);
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; ++i) {
-      const float derivative = FocalTail<float>(exp_of_minus(-to_float(pack.value[i]))).derivative;
-      pack.value[i] = from_float<T>(of_background * derivative);
+      const FocalTail<float> focal(exp_of_minus(-logits[i]));
+      pack.value[i] = from_float<T>(of_background * focal.cube * focal.derivative);
     }
     store_pack(gradient + at, pack);
   };
@@ -283,10 +295,11 @@ int64_t class_losses_parts(const ClassLossesArgs<T>& args) {
 
 template <typename T, typename Launch>
 void launch_class_losses(const Launch& launch, ClassLossesArgs<T> args, const ImageSumsArgs& sums) {
-  const int64_t blocks = args.images * class_losses_parts(args);
-  if (blocks > 0) {
+  const int64_t blocks = class_losses_parts(args);
+  if (args.images * blocks > 0) {
     args.rows = class_losses_rows(args);
-    launch(class_losses_kernel<T>, grid_of(blocks), dim3(kClassThreads), args);
+    args.blocks = unsigned(blocks);
+    launch(class_losses_kernel<T>, grid_of(args.images * blocks), dim3(kClassThreads), args);
   }
   launch_image_sums(launch, sums);
 }
@@ -295,8 +308,9 @@ template <typename T, typename Launch>
 void launch_class_losses_backward(const Launch& launch, ClassLossesArgs<T> args) {
   if (args.images == 0 || args.count == 0 || args.classes == 0) return;
   args.rows = class_rows(args.classes, kLogitsABlock);
-  const int64_t blocks = args.images * ceil_div<int64_t>(args.count, args.rows);
-  launch(class_losses_backward_kernel<T>, grid_of(blocks), dim3(kClassThreads), args);
+  const int64_t blocks = ceil_div<int64_t>(args.count, args.rows);
+  args.blocks = unsigned(blocks);
+  launch(class_losses_backward_kernel<T>, grid_of(args.images * blocks), dim3(kClassThreads), args);
 }
 
 }  // namespace gid

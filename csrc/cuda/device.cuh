@@ -48,6 +48,24 @@ __device__ __forceinline__ Pack<T> load_pack(const T* address) {
 }
 
 template <typename T>
+__device__ __forceinline__ void unpack(const Pack<T>& pack, float* values) {
+#pragma unroll
+  for (int i = 0; i < Pack<T>::kSize; ++i) values[i] = to_float(pack.value[i]);
+}
+
+// Two at a time, an instruction each: they are the upper halves of floats.
+template <>
+__device__ __forceinline__ void unpack(const Pack<BFloat16>& pack, float* values) {
+  uint32_t pairs[4];
+  memcpy(pairs, &pack, sizeof pairs);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[2 * i] = bits_to_float(pairs[i] << 16);
+    values[2 * i + 1] = bits_to_float(pairs[i] & 0xffff0000u);
+  }
+}
+
+template <typename T>
 __device__ __forceinline__ void store_pack(T* address, const Pack<T>& pack) {
   uint4 bits;
   memcpy(&bits, &pack, sizeof bits);

@@ -22,6 +22,7 @@ struct MatchAnchorsArgs {
   int64_t images, count;
   int slots;
   float high, low;
+  unsigned blocks;  // of an image; set by the launch
 };
 
 constexpr int64_t kBackgroundAnchor = -1, kLeftOutAnchor = -2;
@@ -96,8 +97,8 @@ __device__ __forceinline__ int match_filled(const MatchAnchorsArgs& args, int64_
 // A block: some anchors, all boxes of one image.
 __global__ void __launch_bounds__(kMatchThreads) match_best_kernel(const __grid_constant__ MatchAnchorsArgs args) {
   GID_SHARED(MatchShared, shared);
-  const int64_t blocks = ceil_div<int64_t>(args.count, kAnchorsABlock), image = blockIdx.x / blocks;
-  const MatchAnchors anchors(args, blockIdx.x % blocks);
+  const int64_t image = blockIdx.x / args.blocks;
+  const MatchAnchors anchors(args, blockIdx.x % args.blocks);
   for_each_box(
       args, image, match_filled(args, image), shared, anchors, [](int) { return 0u; },
       [&](int, int n) {
@@ -116,9 +117,9 @@ __global__ void __launch_bounds__(kMatchThreads) match_best_kernel(const __grid_
 
 __global__ void __launch_bounds__(kMatchThreads) match_anchors_kernel(const __grid_constant__ MatchAnchorsArgs args) {
   GID_SHARED(MatchShared, shared);
-  const int64_t blocks = ceil_div<int64_t>(args.count, kAnchorsABlock), image = blockIdx.x / blocks;
+  const int64_t image = blockIdx.x / args.blocks;
   const int filled = match_filled(args, image);
-  const MatchAnchors anchors(args, blockIdx.x % blocks);
+  const MatchAnchors anchors(args, blockIdx.x % args.blocks);
   float best[kAnchorsAThread] = {};
   int index[kAnchorsAThread] = {};
   bool is_best_of_a_box[kAnchorsAThread] = {};
@@ -149,11 +150,13 @@ __global__ void __launch_bounds__(kMatchThreads) match_anchors_kernel(const __gr
 }
 
 template <typename Launch>
-void launch_match_anchors(const Launch& launch, const MatchAnchorsArgs& args) {
-  const int64_t blocks = args.images * ceil_div<int64_t>(args.count, kAnchorsABlock);
-  if (blocks == 0) return;
-  if (args.best && args.slots > 0) launch(match_best_kernel, grid_of(blocks), dim3(kMatchThreads), args);
-  launch(match_anchors_kernel, grid_of(blocks), dim3(kMatchThreads), args);
+void launch_match_anchors(const Launch& launch, MatchAnchorsArgs args) {
+  const int64_t blocks = ceil_div<int64_t>(args.count, kAnchorsABlock);
+  if (args.images * blocks == 0) return;
+  args.blocks = unsigned(blocks);
+  const dim3 grid = grid_of(args.images * blocks);
+  if (args.best && args.slots > 0) launch(match_best_kernel, grid, dim3(kMatchThreads), args);
+  launch(match_anchors_kernel, grid, dim3(kMatchThreads), args);
 }
 
 }  // namespace gid
