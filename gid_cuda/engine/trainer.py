@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
-from gid_cuda.data import Batch, DetectionDataset, build_loader
+from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
 from gid_cuda.engine import checks, optim
 from gid_cuda.engine.checkpoint import save_checkpoint
@@ -53,24 +53,17 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> d
 
         while progress.step < settings.steps:
             began = time.monotonic()
-            parts = _cut(next(batches), settings.accumulate)
+            parts = cut(next(batches), settings.accumulate)
             lr = optim.learning_rate(settings, progress.step)
             optim.set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad(set_to_none=True)
             terms = []  # of each part: scalars on the device
             for part in parts:
-                losses, others = compute_losses(config, run, *_to_device(config, run, part))
+                losses, others = compute_losses(config, run, *to_device(config, run, part))
                 total = torch.stack(list(losses.values())).sum()
                 run.scaler.scale(total / len(parts)).backward()
                 terms.append({**losses, "loss": total, **others})
-            run.scaler.unscale_(run.optimizer)
-            norm = optim.gradient_norm(run.parameters, settings.clip_grad_norm)
-            values = checks.finite_values(  # the one wait for the device in a step, before any weight changes
-                terms, norm, norm_may_overflow=run.scaler.is_enabled(), step=progress.step + 1,
-                image_ids=[part.image_ids for part in parts],
-            )  # fmt: skip
-            run.scaler.step(run.optimizer)
-            run.scaler.update()
+            values = update(config, run, terms, [part.image_ids for part in parts])
             progress.step += 1
             progress.seconds += time.monotonic() - began
             log.train(progress.step, values, lr=lr, images=settings.batch_size)
@@ -112,9 +105,21 @@ def _task_losses(outputs: DetectorOutputs) -> dict[str, Tensor]:
     return {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
 
 
-def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
+def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: list[list[int]]) -> dict[str, float]:
+    """The weights' step from the gradients of a step's parts -> means of their `terms`, which were on the device."""
+    run.scaler.unscale_(run.optimizer)
+    norm = optim.gradient_norm(run.parameters, config.train.clip_grad_norm)
+    values = checks.finite_values(  # the one wait for the device in a step, before any weight changes
+        terms, norm, norm_may_overflow=run.scaler.is_enabled(), step=run.progress.step + 1, image_ids=image_ids
+    )
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return values
+
+
+def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
     """The batches of the steps that are left."""
-    for batch in build_loader(
+    return build_loader(
         dataset,
         batch_size=config.train.batch_size,
         workers=config.data.workers,
@@ -123,7 +128,11 @@ def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -
         start_step=run.progress.step,
         hflip=config.data.hflip,
         pin_memory=_device(run).type == "cuda",
-    ):
+    )
+
+
+def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
+    for batch in train_loader(config, run, dataset):
         _tell_unreadable(run, log, "the next image stands in for one that cannot be read", batch.unreadable)
         yield batch
 
@@ -136,7 +145,7 @@ def _tell_unreadable(run: Run, log: RunLog, what: str, problems: list[str]) -> N
         log.say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
 
 
-def _cut(batch: Batch, count: int) -> list[Batch]:
+def cut(batch: Batch, count: int) -> list[Batch]:
     """Equal parts of a batch, for gradient accumulation.
 
     The mean of the parts' losses is the loss of the whole batch for the task loss, which is a mean over images. GID's
@@ -149,7 +158,7 @@ def _cut(batch: Batch, count: int) -> list[Batch]:
     ]
 
 
-def _to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
+def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
     """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher."""
     device = _device(run)
     images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
