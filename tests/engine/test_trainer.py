@@ -131,7 +131,7 @@ def test_loss_falls_on_one_small_batch(data: Path, teacher: Path, tmp_path: Path
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
     history = []
     for _ in range(30):
-        losses, _ = compute_losses(config, run, *trainer._to_device(config, run, batch))
+        losses, _ = compute_losses(config, run, *trainer.to_device(config, run, batch))
         history.append({name: value.item() for name, value in losses.items()})
         run.optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -155,7 +155,7 @@ def test_the_teacher_is_left_alone(data: Path, teacher: Path, tmp_path: Path) ->
     assert run.teacher is not None and run.gid is not None
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
     before = {key: value.clone() for key, value in run.teacher.state_dict().items()}
-    losses, _ = compute_losses(config, run, *trainer._to_device(config, run, batch))
+    losses, _ = compute_losses(config, run, *trainer.to_device(config, run, batch))
     sum(losses.values()).backward()
     run.optimizer.step()
     assert not run.teacher.training and all(p.grad is None for p in run.teacher.parameters())
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     term: str, data: Path, teacher: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     seen: list[list[int]] = []
-    cut = trainer._cut
+    cut = trainer.cut
 
     def watch(batch: Any, count: int) -> Any:
         seen.append(batch.image_ids)
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             losses[term] = losses[term] * torch.tensor(float("nan"))
         return losses, others
 
-    monkeypatch.setattr(trainer, "_cut", watch)
+    monkeypatch.setattr(trainer, "cut", watch)
     monkeypatch.setattr(trainer, "compute_losses", poison)
     with pytest.raises(UserError) as caught:
         train(distilled_config(data, tmp_path / "run", teacher, "train.checkpoint_every=2", "train.steps=5"))
