@@ -71,6 +71,16 @@ def test_a_distilled_run_leaves_its_folder(data: Path, teacher: Path, tmp_path: 
         assert part in said
 
 
+def test_fused_losses_are_torchvisions(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """The same first step whichever computes the task losses."""
+    found = {}
+    for fused in ("true", "false"):
+        train(distilled_config(data, tmp_path / fused, teacher, f"train.fused_losses={fused}", "train.steps=1"))
+        (found[fused],) = entries(tmp_path / fused, "train")
+    losses = [{key: value for key, value in entry.items() if "loss" in key} for entry in found.values()]
+    assert losses[0].keys() > GID_LOSSES and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_best_holds_the_student_alone(data: Path, teacher: Path, tmp_path: Path) -> None:
     train(distilled_config(data, tmp_path / "run", teacher))
     best, last = (load_checkpoint(tmp_path / "run" / name) for name in ("best.pt", "last.pt"))
