@@ -117,11 +117,9 @@ __device__ __forceinline__ PackTask pack_task(const unsigned* codes, int row, in
 
 // Are all numbers at most -2 (or a NaN with a sign)? Then their sign and the highest bit of the exponent are set.
 template <typename T>
-__device__ __forceinline__ bool is_confident_background(const Pack<T>& pack) {
-  uint4 bits;
-  memcpy(&bits, &pack, sizeof bits);
+__device__ __forceinline__ bool is_confident_background(const uint4& pack) {
   const unsigned both = sizeof(T) == 2 ? 0xc000c000u : 0xc0000000u;
-  return (bits.x & bits.y & bits.z & bits.w & both) == both;
+  return (pack.x & pack.y & pack.z & pack.w & both) == both;
 }
 
 // Goes through a block's numbers in packs that lie on 16-byte boundaries; the first and the last may be cut off.
@@ -140,7 +138,7 @@ __device__ __forceinline__ void for_each_pack(
   int row = (at > 0 ? at : 0) / args.classes, column = at - row * args.classes;
   const int step_rows = kStride / args.classes, step_columns = kStride % args.classes;
   for (; at < block.size; at += kPacksAhead * kStride) {
-    Pack<T> packs[kPacksAhead];
+    uint4 packs[kPacksAhead];  // not Pack<T>: the compiler would take them apart, and so wait, load by load
     PackTask tasks[kPacksAhead];
 #pragma unroll
     for (int p = 0; p < kPacksAhead; ++p) {
@@ -148,7 +146,7 @@ __device__ __forceinline__ void for_each_pack(
       tasks[p] = PackTask::kMixed;
       if (begin >= 0 && begin + kSize <= block.size) {
         tasks[p] = pack_task<kSize>(shared.codes, row, column, args.classes);
-        if (tasks[p] == PackTask::kBackground) packs[p] = load_pack(logits + begin);
+        if (tasks[p] == PackTask::kBackground) packs[p] = load_bits(logits + begin);
       }
       row += step_rows;
       column += step_columns;
@@ -162,7 +160,7 @@ __device__ __forceinline__ void for_each_pack(
     for (int p = 0; p < kPacksAhead; ++p) {
       if (tasks[p] == PackTask::kNothing) {
         nothing(at + p * kStride);
-      } else if (tasks[p] == PackTask::kBackground && is_confident_background(packs[p])) {
+      } else if (tasks[p] == PackTask::kBackground && is_confident_background<T>(packs[p])) {
         background(at + p * kStride, packs[p]);
       } else {
         slow |= 1u << p;
@@ -207,9 +205,9 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
   const ClassBlock block = open_block(args, shared);
   float of_background = 0.0f, of_objects = 0.0f, response = 0.0f;
   const auto nothing = [](int) {};
-  const auto background = [&](int, const Pack<T>& pack) {
+  const auto background = [&](int, const uint4& bits) {
     float logits[Pack<T>::kSize];
-    unpack(pack, logits);
+    unpack(pack_of<T>(bits), logits);
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; ++i) {
       const FocalTail<float> focal(exp_of_minus(-logits[i]));
@@ -247,8 +245,9 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
   const float of_background = of_focal * (1.0f - kFocalAlpha), of_objects = of_focal * -kFocalAlpha;
   T* gradient = args.gradient + block.start;
   const auto nothing = [&](int at) { store_pack(gradient + at, Pack<T>{}); };
-  const auto background = [&](int at, Pack<T> pack) {
+  const auto background = [&](int at, const uint4& bits) {
     float logits[Pack<T>::kSize];
+    Pack<T> pack = pack_of<T>(bits);
     unpack(pack, logits);
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; ++i) {

@@ -40,11 +40,20 @@ struct Pack {
 
 // The address must be a multiple of 16. Through uint4, because only then the compiler is sure to make it one load.
 template <typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* address) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(address);
+__device__ __forceinline__ uint4 load_bits(const T* address) {
+  return *reinterpret_cast<const uint4*>(address);
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> pack_of(const uint4& bits) {
   Pack<T> pack;
   memcpy(&pack, &bits, sizeof bits);
   return pack;
+}
+
+template <typename T>
+__device__ __forceinline__ Pack<T> load_pack(const T* address) {
+  return pack_of<T>(load_bits(address));
 }
 
 template <typename T>
