@@ -6,7 +6,6 @@ import pytest
 from engine_helpers import plain_config
 
 from gid_cuda.data import build_dataset
-from gid_cuda.engine.trainer import train
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +19,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of a teacher of three steps."""
+    from gid_cuda.engine.trainer import train  # at the top a missing package would stop the tests of other folders too
+
     output = tmp_path_factory.mktemp("teacher") / "run"
     train(plain_config(data, output, "model.fpn_channels=24", "seed=1"))
     return output / "best.pt"

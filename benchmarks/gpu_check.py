@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Everything that needs a GPU, on a machine without network, with the Python that runs this file: `make gpu-check`.
+
+Builds in place, runs the tests marked cuda, compute-sanitizer over some of the operator tests, and the benchmarks. Each
+stage has a limit of its own and stops none of the next; all together end within nine minutes. The exit code is 0 where
+all went well, 1 where a stage failed, 2 where there is no GPU. OUT keeps at most eight files: log.txt with everything
+that the stages said, summary.txt, tests.xml (JUnit), and the benchmarks' JSON and plot. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 530.0  # for all stages; the target's nine minutes less what starting takes
+LEAST = 15.0  # seconds: with less left a stage is not begun
+SANITIZER = "compute-sanitizer"
+SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
+# Where tests for a GPU are; the others do not even import everywhere.
+TESTS = ("tests/ops", "tests/distill", "tests/detectors", "tests/engine", "tests/data")
+FOUND_ERRORS = "97"  # the sanitizer's exit code, unlike any of pytest's
+
+# One test of each kind for each kernel. Drawn inputs would take the sanitizer many minutes.
+_SMALL = "(equals or pieces or memory or aligned or both) and not awkward and not torchvision and not chain"
+_FLOAT32 = "(equals or pieces or both) and not awkward and not torchvision and not chain and not float16"
+
+
+@dataclass
+class Stage:
+    """command runs in the checkout. extra: where time does not suffice for it, nothing has failed."""
+
+    name: str
+    command: list[str]
+    limit: float
+    environment: dict[str, str] = field(default_factory=dict)
+    extra: bool = False
+
+
+@dataclass
+class Outcome:
+    stage: Stage
+    failed: bool
+    words: str
+
+
+def stages(python: str, out: Path) -> list[Stage]:
+    """In order of what would be missed most."""
+    bench = [python, "scripts/benchmark.py"]
+    install = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-build-isolation", "--no-deps"]
+    step = ["--step", "--cfg", "configs/retina.yaml", "train.amp=bf16", "data.workers=8", "--steps", "10"]
+    return [
+        # GID_CUDA: without its CUDA half the build fails; the other: such a machine's Python may be the system's own.
+        Stage("build", [*install, "-e", "."], 150, {"GID_CUDA": "1", "PIP_BREAK_SYSTEM_PACKAGES": "1"}),
+        Stage("tests", [*_pytest(python, *TESTS), f"--junitxml={out / 'tests.xml'}"], 150),
+        Stage(
+            "benchmark",
+            [*bench, "--device", "cuda", "--no-compile", "--sweep"]
+            + ["--json", str(out / "gpu.json"), "--plot", str(out / "gpu.png")],
+            120,
+        ),
+        # The caching allocator would hide reads behind the end of a tensor.
+        _sanitized(python, "memcheck", _SMALL, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, ["--report-api-errors", "no"]),
+        _sanitized(python, "racecheck", _FLOAT32, {}, ["--racecheck-report", "all"]),
+        Stage("step", [*bench, "--device", "cuda", *step, "--json", str(out / "gpu-step.json")], 90, extra=True),
+        Stage("compiled", [*bench, "--device", "cuda", "--json", str(out / "gpu-compiled.json")], 200, extra=True),
+    ]
+
+
+def _pytest(python: str, *where: str) -> list[str]:
+    # A test file that needs a package that is not there says so, and the others run.
+    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    return [python, "-m", "pytest", *options, *where]
+
+
+def _sanitized(python: str, tool: str, which: str, environment: dict[str, str], options: list[str]) -> Stage:
+    ours = ["--kernel-name", "kns=_ZN3gid"]  # kernels of this package alone; torch's would take too long
+    command = [SANITIZER, "--tool", tool, "--error-exitcode", FOUND_ERRORS, *ours, *options]
+    return Stage(tool, [*command, *_pytest(python, "tests/ops"), "-k", which], 80, environment)
+
+
+def find_sanitizer() -> str | None:
+    """The program's path: on PATH, or where CUDA is."""
+    home = os.environ.get("CUDA_HOME")
+    places = [os.environ.get("PATH", ""), *([f"{home}/bin"] if home else []), *SANITIZER_PLACES]
+    return shutil.which(SANITIZER, path=os.pathsep.join(places))
+
+
+def gpu_problem(python: str) -> str | None:
+    """Why there is no GPU to check on, in a sentence; None where there is one."""
+    probe = "import torch; assert torch.cuda.is_available(); print(torch.cuda.get_device_name(), torch.__version__)"
+    run = subprocess.run([python, "-c", probe], capture_output=True, text=True)
+    if run.returncode == 0:
+        print(f"device: {run.stdout.strip()}", flush=True)
+        return None
+    if "ModuleNotFoundError" in run.stderr:
+        return f"{python} has no torch: give the Python that has it with PYTHON=..."
+    return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
+
+
+def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
+    """Within `seconds`, everything that it says into the log."""
+    command = list(stage.command)
+    if command[0] == SANITIZER:
+        program = find_sanitizer()
+        if program is None:
+            return Outcome(stage, True, f"{SANITIZER} is not there: it comes with the CUDA toolkit, set CUDA_HOME")
+        command[0] = program
+    began = time.monotonic()
+    with log.open("ab") as file:
+        file.write(f"\n===== {stage.name}: {' '.join(command)}\n".encode())
+        file.flush()
+        start = file.tell()
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env={**os.environ, **stage.environment}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            code: int | None = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # the stage's children too, also where this program is interrupted
+            _end_group(process)
+    took = f"{time.monotonic() - began:.0f} s"
+    if code is None:
+        return Outcome(stage, not stage.extra, f"not done within {took}")
+    said = f"{took}; {_last_line(log, start)}"
+    return Outcome(stage, code != 0, f"exit code {code} after {said}" if code else f"ok, {said}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _last_line(log: Path, start: int) -> str:
+    """The last line that a stage has said that holds more than ornament."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line.strip(" =\r") for line in file.read().decode(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line), "it said nothing")[:200]
+
+
+def check(python: str, out: Path, seconds: float = SECONDS) -> int:
+    """All stages; returns the exit code."""
+    problem = gpu_problem(python)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / "log.txt"
+    log.write_bytes(b"")
+    end = time.monotonic() + seconds
+    outcomes = []
+    for stage in stages(python, out):
+        left = end - time.monotonic()
+        if left < LEAST:
+            outcomes.append(Outcome(stage, not stage.extra, "not begun: no time left"))
+        else:
+            outcomes.append(run_stage(stage, log, min(stage.limit, left)))
+        print(_line(outcomes[-1]), flush=True)
+    failed = [outcome.stage.name for outcome in outcomes if outcome.failed]
+    verdict = f"failed: {', '.join(failed)}; see {log}" if failed else "all well"
+    (out / "summary.txt").write_text("\n".join([*map(_line, outcomes), verdict]) + "\n")
+    print(verdict)
+    return 1 if failed else 0
+
+
+def _line(outcome: Outcome) -> str:
+    return f"{'FAILED' if outcome.failed else '      '} {outcome.stage.name:<10} {outcome.words}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "benchmarks" / "results", metavar="OUT")
+    return check(sys.executable, parser.parse_args().out.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
