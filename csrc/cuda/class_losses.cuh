@@ -12,12 +12,14 @@ namespace gid {
 
 constexpr int kClassThreads = 256;
 constexpr int kClassWarps = kClassThreads / kWarpSize;
-constexpr int kClassBlocksAnSm = 6;           // at a time: enough loads under way, with two of each thread
-constexpr int kPacksAhead = 2;                // that a thread has loaded before it computes
-constexpr int kRowsAThread = 4;                // that it looks up
+constexpr int kPacksAhead = 2;   // that a thread has loaded before it computes
+constexpr int kRowsAThread = 4;  // that it looks up
 constexpr int kMaxClassRows = kClassThreads * kRowsAThread;  // of a block
-constexpr int kLogitsABlock = 16384;          // about, where every row counts
-constexpr int kSparseLogitsABlock = 1 << 20;  // where few do
+// About so many logits a block where every row counts. Where few rows do, more, for a block costs more than a look at
+// its rows: as many as leave so many blocks.
+constexpr int kLogitsABlock = 16384;
+constexpr int kSparseLogitsABlock = 1 << 20;
+constexpr int kSparseBlocks = 4096;
 
 template <typename T>
 struct ClassLossesArgs {
@@ -199,7 +201,7 @@ __device__ __forceinline__ Response response_of(const ClassLossesArgs<T>& args, 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
+__global__ void __launch_bounds__(kClassThreads)
     class_losses_kernel(const __grid_constant__ ClassLossesArgs<T> args) {
   GID_SHARED(ClassShared, shared);
   const ClassBlock block = open_block(args, shared);
@@ -236,7 +238,7 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
+__global__ void __launch_bounds__(kClassThreads)
     class_losses_backward_kernel(const __grid_constant__ ClassLossesArgs<T> args) {
   GID_SHARED(ClassShared, shared);
   const ClassBlock block = open_block(args, shared);
@@ -275,15 +277,17 @@ __global__ void __launch_bounds__(kClassThreads, kClassBlocksAnSm)
   for_each_pack(args, shared, block, nothing, background, mixed);
 }
 
-// Rows of a block: a multiple of 8 where they are that short, so that blocks begin on 16-byte boundaries.
-inline int class_rows(int classes, int logits) {
-  const int rows = logits / classes;
-  return rows < 8 ? (rows > 0 ? rows : 1) : (rows < kMaxClassRows ? rows / 8 * 8 : kMaxClassRows);
+// Rows of a block: a multiple of 8 where there are as many, so that blocks begin on 16-byte boundaries.
+inline int class_rows(int64_t rows) {
+  if (rows < 8) return rows > 0 ? int(rows) : 1;
+  return int(rows < kMaxClassRows ? rows / 8 * 8 : kMaxClassRows);
 }
 
 template <typename T>
 int class_losses_rows(const ClassLossesArgs<T>& args) {
-  return class_rows(args.classes, args.matched ? kLogitsABlock : kSparseLogitsABlock);
+  const int64_t dense = kLogitsABlock / args.classes, most = kSparseLogitsABlock / args.classes;
+  const int64_t sparse = args.images * args.count / kSparseBlocks;
+  return class_rows(args.matched || sparse < dense ? dense : (sparse < most ? sparse : most));
 }
 
 // Blocks of an image in the forward pass, which leave a partial sum each.
@@ -306,7 +310,7 @@ void launch_class_losses(const Launch& launch, ClassLossesArgs<T> args, const Im
 template <typename T, typename Launch>
 void launch_class_losses_backward(const Launch& launch, ClassLossesArgs<T> args) {
   if (args.images == 0 || args.count == 0 || args.classes == 0) return;
-  args.rows = class_rows(args.classes, kLogitsABlock);
+  args.rows = class_rows(kLogitsABlock / args.classes);
   const int64_t blocks = ceil_div<int64_t>(args.count, args.rows);
   args.blocks = unsigned(blocks);
   launch(class_losses_backward_kernel<T>, grid_of(args.images * blocks), dim3(kClassThreads), args);
