@@ -220,8 +220,11 @@ def close(tolerance: float) -> Comparison:
                 continue
             a, b = a.detach().float(), b.detach().float()
             scale = float(a.abs().amax().clamp(min=1e-30)) if a.numel() else 1.0
-            worst = max(worst, float((a - b).abs().amax()) / scale if a.numel() else 0.0)
-        if not worst <= tolerance:
+            off = float((a - b).abs().amax()) / scale if a.numel() else 0.0
+            if math.isnan(off):
+                raise DiffersError("NaN")
+            worst = max(worst, off)
+        if worst > tolerance:
             raise DiffersError(f"off by {worst:.1e} of the largest value, {tolerance:.0e} allowed")
         return f"equal within {worst:.0e}" if worst else "equal"
 
