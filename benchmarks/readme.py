@@ -102,7 +102,8 @@ def _opponents(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 def _made_with(results: dict[str, Any]) -> str:
     machine = results["machine"]
-    equal = "All other results equal ours" if not results["differing"] else "; ".join(results["differing"])
+    others = [f"{row['operator']}, {row['contender']}" for row in results["rows"] if "DIFFERS" in row["check"]]
+    equal = f"Not equal to ours: {'; '.join(others)}" if others else "All other results equal ours"
     notes: dict[str, list[str]] = {}
     for row in results["rows"]:
         if row["note"] and row["contender"] not in notes.setdefault(row["note"], []):
@@ -121,16 +122,25 @@ def picture(path: Path) -> Path:
 
 
 def files_of(name: str) -> list[Path]:
-    """The result files behind a table; a GPU's carry its name."""
+    """The result files behind a table, whichever there are; of GPUs there may be several."""
     pattern = {"demo-seeds": "demo_seeds.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"}[name]
-    return sorted(RESULTS.glob(pattern))
+    return [path for path in sorted(RESULTS.glob(pattern)) if not path.stem.endswith(("-step", "-compiled"))]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A result file; its rows are those of NAME-compiled.json, where that is, as they have torch.compile's too."""
+    results = json.loads(path.read_text())
+    compiled = path.with_name(f"{path.stem}-compiled.json")
+    if compiled.exists():
+        results = {**json.loads(compiled.read_text()), "sweep": results["sweep"]}
+    return results
 
 
 def table(name: str) -> str:
     """The tables of all files, one after the other, or nothing."""
     parts = []
     for path in files_of(name):
-        results = json.loads(path.read_text())
+        results = read(path)
         parts.append(demo_seeds(results) if name == "demo-seeds" else speed(path, results))
     return "\n\n".join(parts)
 
@@ -152,7 +162,7 @@ def render(text: str) -> str:
 
 def draw() -> None:
     for path in [*files_of("speed-cpu"), *files_of("speed-gpu")]:
-        results = json.loads(path.read_text())
+        results = read(path)
         if results["sweep"]:
             plot.save(results, ROOT / picture(path))
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from benchmarks import losses, operators
+from benchmarks import losses, operators, predict
 from benchmarks.cases import Case
 from benchmarks.criterion import criterion
 from benchmarks.inputs import retinanet_anchors, scattered_anchors
@@ -21,9 +21,10 @@ NAMES = (
     "match_anchors",
     "class_losses",
     "box_losses",
+    "post_processing",
     "criterion",
 )
-"""What --only takes: the operators and the whole criterion."""
+"""What --only takes: the operators, what `predict` does after the network, and the whole criterion."""
 
 Extent = Literal["quick", "usual", "full"]
 Batch = tuple[int, int, torch.dtype]
@@ -33,9 +34,15 @@ PADDED, UNPADDED = (800, 1344), (800, 1333)  # height and width as RetinaNet see
 QUICK = (64, 96)
 K = 10  # instances an image
 F32, BF16 = torch.float32, torch.bfloat16
-_USUAL = {"cpu": (2, 80, F32), "cuda": (16, 80, BF16)}
-_OTHERS = {"cpu": ((2, 80, BF16), (2, 3, F32)), "cuda": ((16, 80, F32), (16, 3, BF16), (2, 80, F32))}
-_OF_OTHERS = {"cpu": ("gi_score",), "cuda": ("gi_score", "topk_nms", "multilevel_roi_align", "criterion")}
+_COCO = {"cpu": (2, 80, F32), "cuda": (16, 80, BF16)}  # the batch of which all is measured
+_BESIDE = {  # other batches, and what of them is measured unless all is asked for
+    "cpu": (((2, 80, BF16), ("gi_score",)), ((2, 3, F32), ("gi_score",))),
+    "cuda": (
+        ((16, 80, F32), ("gi_score", "multilevel_roi_align")),
+        ((16, 3, BF16), ("gi_score", "criterion")),
+        ((2, 80, F32), ("criterion",)),
+    ),
+}
 
 
 def cases(device: torch.device, extent: Extent) -> Iterator[Case]:
@@ -47,19 +54,30 @@ def cases(device: torch.device, extent: Extent) -> Iterator[Case]:
     if extent == "quick":
         yield from _of_batch((2, 3, F32), QUICK, QUICK, device)
         return
+    only_of_full = ()
     if device.type == "cpu":
         anchors = scattered_anchors(120_000, PADDED, device)
         yield operators.gi_score(2, anchors, 80, F32, PADDED)
         yield operators.topk_nms(2, anchors, K, PADDED)
-    yield from _of_batch(_USUAL[device.type], PADDED, UNPADDED, device)
-    for batch in _OTHERS[device.type]:
-        yield from (c for c in _of_batch(batch, PADDED, UNPADDED, device) if c.operator in _OF_OTHERS[device.type])
+        only_of_full = ("gi_score", "topk_nms")  # nothing new at 201,600 boxes, but minutes
     if extent == "full":
         for batch in ((images, classes, dtype) for images in (2, 16) for classes in (80, 3) for dtype in (F32, BF16)):
             yield from _of_batch(batch, PADDED, UNPADDED, device)
+        return
+    for case in _of_batch(_COCO[device.type], PADDED, UNPADDED, device, parts=("both",)):
+        if case.operator not in only_of_full:
+            yield case
+    for batch, names in _BESIDE[device.type]:
+        yield from (case for case in _of_batch(batch, PADDED, UNPADDED, device) if case.operator in names)
 
 
-def _of_batch(batch: Batch, padded: tuple[int, int], unpadded: tuple[int, int], device: torch.device) -> Iterator[Case]:
+def _of_batch(
+    batch: Batch,
+    padded: tuple[int, int],
+    unpadded: tuple[int, int],
+    device: torch.device,
+    parts: tuple[losses.Part, ...] = ("task", "response", "both"),
+) -> Iterator[Case]:
     images, classes, dtype = batch
     anchors = retinanet_anchors(padded, device)
     yield operators.gi_score(images, anchors, classes, dtype, padded)
@@ -70,8 +88,11 @@ def _of_batch(batch: Batch, padded: tuple[int, int], unpadded: tuple[int, int], 
     for gradient in (False, True):
         yield operators.pairwise_distance(images, K, device, gradient=gradient)
     yield losses.match_anchors(images, anchors, padded)
-    for part in ("task", "response", "both"):
+    for part in parts:
         yield losses.class_losses(images, anchors, classes, dtype, padded, part)
-    for part in ("task", "response", "both"):
+    for part in parts:
         yield losses.box_losses(images, anchors, dtype, padded, part)
+    with torch.device(device):  # left before the case runs, as it slows every call
+        after_network = predict.post_processing(images, classes, F32, padded)
+    yield after_network
     yield criterion(images, classes, dtype, padded, device)

@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -155,6 +156,8 @@ def test_a_wrong_result_is_found_and_still_timed() -> None:
     assert [row["contender"] for row in results.rows] == ["gid_cuda", "wrong"]
     assert results.rows[1]["check"].startswith("DIFFERS: off by 7.1e-02 of the largest value")
     assert len(results.differing) == 1 and "double, forward: R=8, float32, wrong" in results.differing[0]
+    told_alone = run_small(small_case(replace(wrong, binding=False)))
+    assert told_alone.rows[1]["check"] == results.rows[1]["check"] and told_alone.differing == []
 
 
 def test_what_does_not_fit_or_compile_is_left_out_with_a_line() -> None:
