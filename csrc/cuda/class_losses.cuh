@@ -140,7 +140,7 @@ __device__ __forceinline__ void for_each_pack(
   int row = (at > 0 ? at : 0) / args.classes, column = at - row * args.classes;
   const int step_rows = kStride / args.classes, step_columns = kStride % args.classes;
   for (; at < block.size; at += kPacksAhead * kStride) {
-    uint4 packs[kPacksAhead];  // not Pack<T>: the compiler would take them apart, and so wait, load by load
+    uint4 packs[kPacksAhead];  // not Pack<T>: the compiler would take it apart, and so wait for it, at once
     PackTask tasks[kPacksAhead];
 #pragma unroll
     for (int p = 0; p < kPacksAhead; ++p) {
@@ -148,7 +148,7 @@ __device__ __forceinline__ void for_each_pack(
       tasks[p] = PackTask::kMixed;
       if (begin >= 0 && begin + kSize <= block.size) {
         tasks[p] = pack_task<kSize>(shared.codes, row, column, args.classes);
-        if (tasks[p] == PackTask::kBackground) packs[p] = load_bits(logits + begin);
+        if (tasks[p] == PackTask::kBackground) packs[p] = bits_of(load_pack(logits + begin));
       }
       row += step_rows;
       column += step_columns;

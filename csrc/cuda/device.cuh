@@ -40,8 +40,19 @@ struct Pack {
 
 // The address must be a multiple of 16. Through uint4, because only then the compiler is sure to make it one load.
 template <typename T>
-__device__ __forceinline__ uint4 load_bits(const T* address) {
-  return *reinterpret_cast<const uint4*>(address);
+__device__ __forceinline__ Pack<T> load_pack(const T* address) {
+  const uint4 bits = *reinterpret_cast<const uint4*>(address);
+  Pack<T> pack;
+  memcpy(&pack, &bits, sizeof bits);
+  return pack;
+}
+
+// A pack that its elements have not been taken out of: as long as it is held as this, no instruction waits for its load.
+template <typename T>
+__device__ __forceinline__ uint4 bits_of(const Pack<T>& pack) {
+  uint4 bits;
+  memcpy(&bits, &pack, sizeof bits);
+  return bits;
 }
 
 template <typename T>
@@ -49,11 +60,6 @@ __device__ __forceinline__ Pack<T> pack_of(const uint4& bits) {
   Pack<T> pack;
   memcpy(&pack, &bits, sizeof bits);
   return pack;
-}
-
-template <typename T>
-__device__ __forceinline__ Pack<T> load_pack(const T* address) {
-  return pack_of<T>(load_bits(address));
 }
 
 template <typename T>

@@ -56,7 +56,8 @@ struct MatchAnchors {
     bool touches = false;
 #pragma unroll
     for (int i = 0; i < kAnchorsAThread; ++i) {
-      touches |= boxes[i].x1 < box.x2 & box.x1 < boxes[i].x2 & boxes[i].y1 < box.y2 & box.y1 < boxes[i].y2;
+      const Box own = boxes[i];
+      touches |= (own.x1 < box.x2) & (box.x1 < own.x2) & (own.y1 < box.y2) & (box.y1 < own.y2);
     }
     return touches;
   }
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kMatchThreads) match_anchors_kernel(const __gr
 #pragma unroll
         for (int i = 0; i < kAnchorsAThread; ++i) {
           const float overlap = anchors.iou_with(shared, n, i);
-          is_best_of_a_box[i] |= overlap > 0.0f & overlap == best_of_box;
+          is_best_of_a_box[i] |= (overlap > 0.0f) & (overlap == best_of_box);
           if (overlap > best[i]) {  // the first of equals stays
             best[i] = overlap;
             index[i] = first + n;
