@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,11 +46,33 @@ class Batch:
         self.image_ids.append(sample.image_id)
         self.paths.append(sample.path)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From worker to trainer in three tensors instead of three an image, each of which would take a file handle:
+        a few workers ahead by a few batches of 16 images hold more than most systems allow."""
+        shapes = [tuple(image.shape) for image in self.images]
+        pixels = torch.cat([torch.empty(0, dtype=torch.uint8), *(image.flatten() for image in self.images)])
+        boxes = torch.cat([torch.empty(0, 4), *(target["boxes"] for target in self.targets)])
+        labels = torch.cat([torch.empty(0, dtype=torch.int64), *(target["labels"] for target in self.targets)])
+        counts = [len(target["labels"]) for target in self.targets]
+        return _apart, (pixels, shapes, boxes, labels, counts, self.image_ids, self.paths, self.unreadable)
+
     def pin_memory(self) -> Batch:
         """Called by DataLoader where pinned memory was asked for."""
         images = [image.pin_memory() for image in self.images]
         targets = [{key: value.pin_memory() for key, value in target.items()} for target in self.targets]
         return Batch(images, targets, self.image_ids, self.paths, self.unreadable)
+
+
+def _apart(
+    pixels: Tensor, shapes: list[tuple[int, ...]], boxes: Tensor, labels: Tensor, counts: list[int], *others: list[Any]
+) -> Batch:
+    """Undo `Batch.__reduce__`; images, boxes and labels are views."""
+    parts = pixels.split([math.prod(shape) for shape in shapes])
+    images = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    targets = [
+        {"boxes": box, "labels": label} for box, label in zip(boxes.split(counts), labels.split(counts), strict=True)
+    ]
+    return Batch(images, targets, *others)
 
 
 def mirror(sample: Sample) -> Sample:

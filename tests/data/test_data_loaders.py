@@ -161,3 +161,23 @@ def test_pinned(data: DetectionDataset) -> None:
     batch = take(data, 1, pin_memory=True)[0]
     assert all(image.is_pinned() for image in batch.images)
     assert same(batch, take(data, 1)[0])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_batch_comes_from_its_worker_in_three_tensors(data: DetectionDataset, train: bool) -> None:
+    """Each tensor that another process sends takes a file handle, of which there are about a thousand."""
+    (batch, *_), (expected, *_) = (take(data, 1, workers=workers, batch_size=6, train=train) for workers in (1, 0))
+    assert same(batch, expected)
+    for tensors in (
+        batch.images,
+        [target["boxes"] for target in batch.targets],
+        [target["labels"] for target in batch.targets],
+    ):
+        assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+        assert all(tensor.is_shared() and tensor.is_contiguous() for tensor in tensors)
+
+
+def test_a_batch_without_images_is_packed_too() -> None:
+    empty = Batch(unreadable=["one.jpg: broken"])
+    again = pickle.loads(pickle.dumps(empty))
+    assert same(again, empty) and again.images == [] and again.targets == []
