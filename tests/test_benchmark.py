@@ -209,6 +209,28 @@ def test_timing_takes_the_inputs_in_turn_and_the_median_of_its_runs() -> None:
     assert spread.median == 3.0 and spread.iqr == 2.0
 
 
+class FakeEvent:
+    """A CUDA event on a device that does everything at once."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def test_device_events_measure_the_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: 1 << 16)
+    times, host = timing._cuda_times(lambda: time.sleep(0.001), CPU, 0.05)
+    assert len(times) >= timing.LEAST_RUNS
+    assert 0.001 <= min(times) and 0.001 <= host
+
+
 def test_a_copy_moves_bytes_at_a_rate_that_memory_has() -> None:
     assert 1e7 < timing.copy_bandwidth(CPU, 0.01, size=1 << 22) < 1e13
 
