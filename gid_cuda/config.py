@@ -142,6 +142,7 @@ class TrainConfig(Section):
     clip_grad_norm: PositiveFloat | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
     channels_last: bool = True
+    compile: bool = False  # both networks by torch.compile, whose first steps take minutes; evaluation runs without
     fused_losses: bool = True  # the task losses by fused operators; false: torchvision's own, slower
     log_every: PositiveInt = 20
     eval_every: NonNegativeInt = 0  # steps; 0: at the end alone

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.compiler.config
 from torch import nn
 
 from gid_cuda._library import cuda_missing_reason
@@ -82,6 +83,8 @@ def build_run(config: Config, classes: list[str]) -> Run:
         assert config.teacher is not None  # the schema has seen to it
         teacher = _detector(config, config.teacher, classes, device).eval().requires_grad_(False)
         gid = _criterion(config, student, teacher).to(device)
+    if config.train.compile:
+        _compile(student, teacher)
     parameters = optim.trainable(student, gid)
     autocast, scaler = optim.precision(config.train.amp, device)
     optimizer = optim.build_optimizer(config.train, parameters)
@@ -174,6 +177,20 @@ def _detector(config: Config, model: ModelConfig, classes: list[str], device: to
         fused_losses=config.train.fused_losses,
     ).to(device)
     return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
+
+
+def _compile(*detectors: Detector | None) -> None:
+    """In place. Where batches differ in size, the second size makes torch compile anew, then for all sizes."""
+    # Teacher and student often run the same code, which torch gives up compiling after eight variants.
+    torch.compiler.config.recompile_limit = max(64, torch.compiler.config.recompile_limit)
+    for detector in detectors:
+        if detector is not None:
+            detector.compile()
+
+
+def without_compiled_code(config: Config) -> AbstractContextManager[Any]:
+    """For evaluations: each of their many image sizes would be waited for."""
+    return torch.compiler.set_stance("force_eager") if config.train.compile else nullcontext()
 
 
 def _criterion(config: Config, student: Detector, teacher: Detector) -> GID:

@@ -20,7 +20,15 @@ from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.evaluation import evaluate, format_metrics
 from gid_cuda.engine.log import RunLog
 from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
-from gid_cuda.engine.setup import Run, build_data, build_run, count_parameters, describe, start_random
+from gid_cuda.engine.setup import (
+    Run,
+    build_data,
+    build_run,
+    count_parameters,
+    describe,
+    start_random,
+    without_compiled_code,
+)
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -175,9 +183,10 @@ def _due(step: int, every: int) -> bool:
 
 def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset, log: RunLog) -> None:
     device = next(teacher.parameters()).device
-    summary, warning = checks.teacher_check(
-        teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=device
-    )
+    with without_compiled_code(config):
+        summary, warning = checks.teacher_check(
+            teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=device
+        )
     log.say(summary)
     if warning:
         log.say(warning)
@@ -186,9 +195,10 @@ def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset,
 def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog) -> None:
     """Metrics into `run`, best.pt where they are the best so far."""
     began = time.monotonic()
-    metrics = evaluate(
-        run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
-    )
+    with without_compiled_code(config):
+        metrics = evaluate(
+            run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
+        )
     _tell_unreadable(run, log, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
     run.metrics = {"step": run.progress.step, **metrics}
     log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)

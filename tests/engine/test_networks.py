@@ -1,0 +1,113 @@
+"""How both networks are run: the teacher's precision and memory format, and torch.compile of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_helpers import distilled_config
+from torch import Tensor
+
+from gid_cuda.config import Config
+from gid_cuda.engine import trainer
+from gid_cuda.engine.checkpoint import load_checkpoint
+from gid_cuda.engine.setup import Run, build_data, build_run, without_compiled_code
+
+
+def first_losses(config: Config, steps: int = 1) -> tuple[Run, list[dict[str, float]]]:
+    """Of each step; no step changes the weights."""
+    train_set, _ = build_data(config.data)
+    run = build_run(config, train_set.classes)
+    losses = []
+    for _, batch in zip(range(steps), trainer.train_loader(config, run, train_set), strict=False):
+        found, _ = trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
+        sum(found.values()).backward()
+        losses.append({name: loss.item() for name, loss in found.items()})
+    return run, losses
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_teacher_runs_without_gradient_in_the_runs_precision_and_format(
+    channels_last: bool, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    config = distilled_config(data, tmp_path, teacher, f"train.channels_last={str(channels_last).lower()}")
+    train_set, _ = build_data(config.data)
+    run = build_run(config, train_set.classes)
+    assert run.teacher is not None
+    run.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    seen: list[tuple[bool, Tensor]] = []
+
+    def look(module: Any, inputs: Any, outputs: dict[str, Tensor]) -> None:
+        seen.extend((torch.is_grad_enabled(), feature) for feature in (*inputs, *outputs.values()))
+
+    run.teacher.backbone.register_forward_hook(look)
+    batch = next(iter(trainer.train_loader(config, run, train_set)))
+    trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
+    assert len(seen) == 6 and not any(grad for grad, _ in seen)
+    assert all(feature.dtype == torch.bfloat16 for _, feature in seen[1:])
+    large = [feature for _, feature in seen if feature.shape[-1] > 1]
+    assert all(f.is_contiguous(memory_format=torch.channels_last) is channels_last for f in large) and len(large) > 3
+    kernels = [p for p in run.teacher.parameters() if p.dim() == 4 and p.shape[-1] > 1 and p.shape[1] > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) is channels_last for p in kernels) and kernels
+
+
+def test_backbones_and_heads_are_compiled_in_place(
+    data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled.append(function.__self__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
+    plain, expected = first_losses(distilled_config(data, tmp_path, teacher))
+    assert compiled == []
+    run, losses = first_losses(distilled_config(data, tmp_path, teacher, "train.compile=true"))
+    assert run.teacher is not None and plain.teacher is not None
+    assert compiled == [run.student.backbone, run.student.head, run.teacher.backbone, run.teacher.head]
+    assert losses == expected
+    assert list(run.student.state_dict()) == list(plain.student.state_dict())
+    assert list(run.teacher.state_dict()) == list(plain.teacher.state_dict())
+
+
+def test_evaluations_run_what_is_not_compiled(data: Path, teacher: Path, tmp_path: Path) -> None:
+    config = distilled_config(data, tmp_path, teacher, "train.compile=true")
+
+    def which(x: Tensor) -> Tensor:
+        return x + (1 if torch.compiler.is_compiling() else 2)
+
+    function = torch.compile(which, backend="eager")
+    assert function(torch.zeros(1)) == 1
+    with without_compiled_code(config):
+        assert function(torch.zeros(1)) == 2
+    with without_compiled_code(config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})):
+        assert function(torch.zeros(1)) == 1
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_losses_at_every_size(data: Path, teacher: Path, tmp_path: Path) -> None:
+    sizes = ["input.min_size=[64, 96, 128]", "input.max_size=192"]
+    plain, expected = first_losses(distilled_config(data, tmp_path, teacher, *sizes), steps=4)
+    torch._dynamo.utils.counters.clear()
+    run, losses = first_losses(distilled_config(data, tmp_path, teacher, *sizes, "train.compile=true"), steps=4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+    assert losses == [pytest.approx(step, rel=1e-3, abs=1e-5) for step in expected]
+    for (name, ours), theirs in zip(run.student.named_parameters(), plain.student.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None, name
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-3 * scale + 1e-7)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_leaves_an_ordinary_checkpoint(data: Path, teacher: Path, tmp_path: Path) -> None:
+    more = ["input.min_size=[64]", "train.steps=1"]
+    for name, compiled in (("compiled", "true"), ("plain", "false")):
+        trainer.train(distilled_config(data, tmp_path / name, teacher, *more, f"train.compile={compiled}"))
+    ours, plain = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("compiled", "plain"))
+    assert list(ours) == list(plain)
+    again = distilled_config(data, tmp_path / "compiled", teacher, *more, "train.steps=2")
+    assert trainer.train(again, resume=True)["step"] == 2
