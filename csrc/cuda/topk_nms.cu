@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> topk_nms(
   TopkNmsArgs args = {};
   args.images = as_int(scores.size(0), "the number of images");
   args.count = int(scores.size(1));
-  args.pitch = topk_nms_pitch(args.count);
+  args.list_size = std::max(1, std::min(args.count, kNmsList));
   args.k = as_int(k, "k");
   args.kept_pitch = std::min(args.k, args.count);
   args.iou_threshold = float(iou_threshold);
@@ -27,8 +27,8 @@ std::tuple<Tensor, Tensor> topk_nms(
 
   Tensor indices = torch::stable::new_empty(score, {args.images, args.k}, ScalarType::Long);
   Tensor counts = torch::stable::new_empty(score, {args.images}, ScalarType::Long);
-  const Tensor keys = torch::stable::new_empty(score, {args.images, args.pitch}, ScalarType::Int);
-  const Tensor histogram = torch::stable::new_zeros(score, {args.images, kBins}, ScalarType::Int);
+  const Tensor counted = torch::stable::new_zeros(score, {args.images, kBins + 1}, ScalarType::Int);
+  const Tensor list = torch::stable::new_empty(score, {args.images, args.list_size}, ScalarType::Long);
   const Tensor kept_boxes = torch::stable::new_empty(score, {args.images, args.kept_pitch, 4});
   std::optional<Tensor> kept_groups;
   if (group) kept_groups = torch::stable::new_empty(*group, {args.images, args.kept_pitch});
@@ -37,8 +37,9 @@ std::tuple<Tensor, Tensor> topk_nms(
   args.groups = pointer<int64_t>(group);
   args.indices = mutable_pointer<int64_t>(indices);
   args.counts = mutable_pointer<int64_t>(counts);
-  args.keys = mutable_pointer<uint32_t>(keys);
-  args.histogram = mutable_pointer<int>(histogram);
+  args.histogram = mutable_pointer<int>(counted);
+  args.listed = args.histogram + int64_t(args.images) * kBins;
+  args.list = static_cast<uint64_t*>(list.mutable_data_ptr());
   args.kept_boxes = mutable_pointer<Box>(kept_boxes);
   args.kept_groups = kept_groups ? mutable_pointer<int64_t>(*kept_groups) : nullptr;
   launch_topk_nms(launch, args);

@@ -9,26 +9,48 @@ from torch import Tensor
 
 from gid_cuda import reference
 
-BINS = 4096  # of the histogram; csrc/cuda/topk_nms.cuh
+BINS = 4096  # of the histogram; csrc/cuda/topk_nms_order.cuh
+LIST = 16384  # ranks that the second kernel lists at most; csrc/cuda/topk_nms.cuh
 
 
-def run(kernels, seed: int, boxes: Tensor, scores: Tensor, k: int, threshold: float, groups=None, min_size=0.0):
+def run(
+    kernels,
+    seed: int,
+    boxes: Tensor,
+    scores: Tensor,
+    k: int,
+    threshold: float,
+    groups=None,
+    min_size=0.0,
+    list_size=LIST,
+):
     images, count = scores.shape
-    pitch, kept = -(-count // 4) * 4, min(k, count)
+    list_size, kept = max(1, min(count, list_size)), min(k, count)
     indices, counts = torch.empty(images, k, dtype=torch.int64), torch.empty(images, dtype=torch.int64)
-    keys, histogram = torch.empty(images, pitch, dtype=torch.int32), torch.zeros(images, BINS, dtype=torch.int32)
+    histogram, listed = torch.zeros(images, BINS, dtype=torch.int32), torch.zeros(images, dtype=torch.int32)
+    ranks = torch.empty(images, list_size, dtype=torch.int64)
     kept_boxes = torch.empty(images, kept, 4)
     kept_groups = None if groups is None else torch.empty(images, kept, dtype=torch.int64)
-    spoil(indices, counts, keys, kept_boxes)
-    arguments = (boxes, scores, groups, indices, counts, keys, histogram, kept_boxes, kept_groups)
+    spoil(indices, counts, ranks, kept_boxes)
+    arguments = (boxes, scores, groups, indices, counts, histogram, listed, ranks, kept_boxes, kept_groups)
     kernels("topk_nms").call(
-        "topk_nms", seed, *arguments, images, count, pitch, k, kept, float(threshold), float(min_size)
+        "topk_nms", seed, *arguments, images, count, list_size, k, kept, float(threshold), float(min_size)
     )
     return indices, counts
 
 
-def check(kernels, seed: int, boxes: Tensor, scores: Tensor, k: int, threshold: float = 0.3, groups=None, min_size=0.0):
-    indices, counts = run(kernels, seed, boxes, scores, k, threshold, groups, min_size)
+def check(
+    kernels,
+    seed: int,
+    boxes: Tensor,
+    scores: Tensor,
+    k: int,
+    threshold: float = 0.3,
+    groups=None,
+    min_size=0.0,
+    **sizes,
+):
+    indices, counts = run(kernels, seed, boxes, scores, k, threshold, groups, min_size, **sizes)
     expected, expected_counts = reference.topk_nms(boxes, scores, k, threshold, groups=groups, min_size=min_size)
     assert torch.equal(indices, expected)
     assert torch.equal(counts, expected_counts)
@@ -123,3 +145,49 @@ def test_thresholds_are_strict(kernels):
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6, 0.5]])
     for threshold in (0.0, 0.5, 0.49999):
         check(kernels, 0, boxes, scores, 5, threshold)
+
+
+@pytest.mark.parametrize("list_size", [90, 374, 375, 376])
+def test_the_list_is_full_to_the_last_place(kernels, list_size):
+    """Eight scores of 125 boxes each, in neighbouring bins: three of them fill a list of 375. The last box has the
+    lowest rank there is in the third: its score and its reversed index are all zeros below the bin."""
+    boxes = random_boxes(1, 1000, torch.Generator().manual_seed(6), extent=500.0)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(7))
+    order = torch.cat([order[order != 374], torch.tensor([374])])
+    scores = 1 + (7 - order // 125)[None] / 8
+    check(kernels, list_size, boxes, scores, k=30, list_size=list_size)
+    check(kernels, list_size, boxes, scores, k=700, threshold=0.9, list_size=list_size)
+
+
+def test_a_list_of_one(kernels):
+    boxes = random_boxes(1, 40, torch.Generator().manual_seed(10), extent=60.0)
+    check(kernels, 0, boxes, torch.linspace(0, 1, 40).floor()[None] + 0.5, k=6, list_size=1)
+
+
+@pytest.mark.parametrize("list_size", [100, 1499])
+def test_equal_scores_do_not_fit_into_the_list(kernels, list_size):
+    generator = torch.Generator().manual_seed(8)
+    boxes = random_boxes(2, 1500, generator, extent=600.0)
+    scores = torch.stack([torch.zeros(1500), torch.rand(1500, generator=generator)])
+    check(kernels, 0, boxes, scores, k=200, list_size=list_size)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_list_is_filled_again(kernels, seed):
+    """With groups, k = 300, boxes that may not be chosen, and most of the others suppressed."""
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(2, 2500, generator, extent=100.0, side=30.0)
+    scores = torch.randn(2, 2500, generator=generator)
+    scores[:, ::13], boxes[:, 5::17, 2] = float("nan"), float("inf")
+    groups = torch.randint(0, 2, (2, 2500), generator=generator)
+    _, counts = check(kernels, seed, boxes, scores, 300, 0.4, groups=groups, min_size=8.0, list_size=[128, 1100][seed])
+    assert (counts > 128).all()
+
+
+def test_nothing_in_the_list_may_be_chosen(kernels):
+    """All boxes above the last forty scores are too small."""
+    boxes = random_boxes(1, 900, torch.Generator().manual_seed(9), extent=300.0)
+    boxes[:, :860, 2] = boxes[:, :860, 0] + 1
+    boxes[:, 860:, 2:] += 2
+    _, counts = check(kernels, 0, boxes, torch.linspace(1, 0, 900)[None], 5, min_size=2.0, list_size=64)
+    assert counts.item() == 5

@@ -4,8 +4,8 @@
 
 SIMT_ENTRY(topk_nms)(
     uint64_t seed, const void* boxes, const float* scores, const int64_t* groups, int64_t* indices, int64_t* counts,
-    uint32_t* keys, int* histogram, void* kept_boxes, int64_t* kept_groups, int64_t images, int64_t count,
-    int64_t pitch, int64_t k, int64_t kept_pitch, float iou_threshold, float min_size) {
+    int* histogram, int* listed, int64_t* list, void* kept_boxes, int64_t* kept_groups, int64_t images, int64_t count,
+    int64_t list_size, int64_t k, int64_t kept_pitch, float iou_threshold, float min_size) {
   return simt::guarded([&] {
     gid::TopkNmsArgs args = {};
     args.boxes = static_cast<const gid::Box*>(boxes);
@@ -13,13 +13,14 @@ SIMT_ENTRY(topk_nms)(
     args.groups = groups;
     args.indices = indices;
     args.counts = counts;
-    args.keys = keys;
     args.histogram = histogram;
+    args.listed = listed;
+    args.list = reinterpret_cast<uint64_t*>(list);
     args.kept_boxes = static_cast<gid::Box*>(kept_boxes);
     args.kept_groups = kept_groups;
     args.images = int(images);
     args.count = int(count);
-    args.pitch = int(pitch);
+    args.list_size = int(list_size);
     args.k = int(k);
     args.kept_pitch = int(kept_pitch);
     args.iou_threshold = iou_threshold;
