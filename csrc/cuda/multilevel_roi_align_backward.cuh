@@ -7,6 +7,11 @@
 
 namespace gid {
 
+// Times that each thread takes a cell. Finding the boxes that reach a block's cells takes a block longer than writing
+// 256 packs, most of them zeros; so it is done once for several.
+constexpr int kRoiTurns = 4;
+constexpr int kRoiItems = kRoiThreads * kRoiTurns;  // of a block
+
 // The cells that a box can reach, widened by more than rounding may cost. NaN reaches none.
 struct RoiReach {
   float low, high;
@@ -117,13 +122,31 @@ __device__ __forceinline__ void gather_box(
   }
 }
 
+template <typename T, bool kPacks>
+__device__ __forceinline__ void store_cell(T* out, int64_t stride, int channels, const float (&sums)[kChannels]) {
+  if constexpr (kPacks) {
+#pragma unroll
+    for (int start = 0; start < kChannels; start += Pack<T>::kSize) {
+      Pack<T> pack;
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kSize; ++i) pack.value[i] = from_float<T>(sums[start + i]);
+      store_pack(out + start, pack);
+    }
+  } else {
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      if (c < channels) out[c * stride] = from_float<T>(sums[c]);
+    }
+  }
+}
+
 // A level's place in the launch.
 struct RoiBlocks {
   int first[kMaxLevels + 1];  // block of each level; the last entry is the grid's size
 };
 
 GID_HD int roi_blocks_a_map(int channels, int height, int width) {
-  return int(ceil_div<int64_t>(int64_t(ceil_div(channels, kChannels)) * height * width, kRoiThreads));
+  return int(ceil_div<int64_t>(int64_t(ceil_div(channels, kChannels)) * height * width, kRoiItems));
 }
 
 template <typename T, bool kPacks>
@@ -135,17 +158,13 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
   const RoiMap<T>& map = args.maps[level];
   const int blocks_a_map = roi_blocks_a_map(args.channels, map.height, map.width);
   const int image = (int(blockIdx.x) - blocks.first[level]) / blocks_a_map;
-  const int first_item = (int(blockIdx.x) - blocks.first[level]) % blocks_a_map * kRoiThreads;
+  const int first_item = (int(blockIdx.x) - blocks.first[level]) % blocks_a_map * kRoiItems;
 
   // Neighbouring threads take what lies together in memory: channels of a cell, or cells of a channel.
   const int groups = ceil_div(args.channels, kChannels), size = map.height * map.width;
   const int items = groups * size;
-  const int last_item = first_item + kRoiThreads < items ? first_item + kRoiThreads - 1 : items - 1;
-  const int item = first_item + int(threadIdx.x);
+  const int last_item = items - first_item < kRoiItems ? items - 1 : first_item + kRoiItems - 1;
   const bool groups_first = map.channel == 1;
-  const int cell = groups_first ? item / groups : item % size;
-  const int channel = (groups_first ? item % groups : item / size) * kChannels;
-  const int row = cell / map.width, column = cell % map.width;
   CellRange cells = {0, map.height - 1, 0, map.width - 1};
   if (groups_first || first_item / size == last_item / size) {
     const int first_cell = groups_first ? first_item / groups : first_item % size;
@@ -158,33 +177,27 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks)
     }
   }
 
-  const int channels = args.channels - channel < kChannels ? args.channels - channel : kChannels;
-  float sums[kChannels] = {};
-  for (int first = 0; first < args.slots; first += kRoiThreads) {
-    find_hits(args, map, level, image, first, cells, shared);
-    for (int i = 0; i < shared.count; ++i) {
-      const RoiHit& hit = shared.hits[i];
-      if (item >= items || !hit.row_reach.meets(row, row) || !hit.column_reach.meets(column, column)) continue;
-      const int64_t box_index = int64_t(image) * args.slots + hit.slot;
-      const T* pooled = args.pooled + (box_index * args.channels + channel) * args.bins * args.bins;
-      gather_box(args, map, hit, pooled, row, column, channels, sums);
+  for (int start = first_item; start <= last_item; start += kRoiThreads) {
+    const int item = start + int(threadIdx.x);
+    const bool is_item = item <= last_item;
+    const int cell = groups_first ? item / groups : item % size;
+    const int channel = (groups_first ? item % groups : item / size) * kChannels;
+    const int channels = kPacks || args.channels - channel >= kChannels ? kChannels : args.channels - channel;
+    const int row = cell / map.width, column = cell % map.width;
+    float sums[kChannels] = {};
+    for (int first = 0; first < args.slots; first += kRoiThreads) {
+      if (start == first_item || args.slots > kRoiThreads) find_hits(args, map, level, image, first, cells, shared);
+      for (int i = 0; i < shared.count; ++i) {
+        const RoiHit& hit = shared.hits[i];
+        if (!is_item || !hit.row_reach.meets(row, row) || !hit.column_reach.meets(column, column)) continue;
+        const int64_t box_index = int64_t(image) * args.slots + hit.slot;
+        const T* pooled = args.pooled + (box_index * args.channels + channel) * args.bins * args.bins;
+        gather_box(args, map, hit, pooled, row, column, channels, sums);
+      }
     }
-  }
-  if (item >= items) return;
-  T* out = map.data + image * map.image + channel * map.channel + row * map.row + column * map.column;
-  if constexpr (kPacks) {
-#pragma unroll
-    for (int start = 0; start < kChannels; start += Pack<T>::kSize) {
-      Pack<T> pack;
-#pragma unroll
-      for (int i = 0; i < Pack<T>::kSize; ++i) pack.value[i] = from_float<T>(sums[start + i]);
-      store_pack(out + start, pack);
-    }
-  } else {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      if (c < channels) out[c * map.channel] = from_float<T>(sums[c]);
-    }
+    if (!is_item) break;
+    T* out = map.data + image * map.image + channel * map.channel + row * map.row + column * map.column;
+    store_cell<T, kPacks>(out, map.channel, channels, sums);
   }
 }
 
