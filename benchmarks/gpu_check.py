@@ -58,13 +58,13 @@ def stages(python: str, out: Path) -> list[Stage]:
     step = ["--step", "--cfg", "configs/retina.yaml", "train.amp=bf16", "data.workers=8", "--steps", "10"]
     return [
         # GID_CUDA: without its CUDA half the build fails; the other: such a machine's Python may be the system's own.
-        Stage("build", [*install, "-e", "."], 150, {"GID_CUDA": "1", "PIP_BREAK_SYSTEM_PACKAGES": "1"}),
-        Stage("tests", [*_pytest(python, *TESTS), f"--junitxml={out / 'tests.xml'}"], 150),
+        Stage("build", [*install, "-e", "."], 120, {"GID_CUDA": "1", "PIP_BREAK_SYSTEM_PACKAGES": "1"}),
+        Stage("tests", [*_pytest(python, *TESTS), f"--junitxml={out / 'tests.xml'}"], 120),
         Stage(
             "benchmark",
             [*bench, "--device", "cuda", "--no-compile", "--sweep"]
             + ["--json", str(out / "gpu.json"), "--plot", str(out / "gpu.png")],
-            120,
+            160,
         ),
         # The caching allocator would hide reads behind the end of a tensor.
         _sanitized(python, "memcheck", _SMALL, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, ["--report-api-errors", "no"]),
@@ -76,14 +76,14 @@ def stages(python: str, out: Path) -> list[Stage]:
 
 def _pytest(python: str, *where: str) -> list[str]:
     # A test file that needs a package that is not there says so, and the others run.
-    options = ["-q", "-m", "cuda", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options = ["-v", "-m", "cuda", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     return [python, "-m", "pytest", *options, *where]
 
 
 def _sanitized(python: str, tool: str, which: str, environment: dict[str, str], options: list[str]) -> Stage:
     ours = ["--kernel-name", "kns=_ZN3gid"]  # kernels of this package alone; torch's would take too long
     command = [SANITIZER, "--tool", tool, "--error-exitcode", FOUND_ERRORS, *ours, *options]
-    return Stage(tool, [*command, *_pytest(python, "tests/ops"), "-k", which], 80, environment)
+    return Stage(tool, [*command, *_pytest(python, "tests/ops"), "-k", which], 70, environment)
 
 
 def find_sanitizer() -> str | None:
@@ -120,7 +120,7 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
         start = file.tell()
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env={**os.environ, **stage.environment}, start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment}, start_new_session=True,
         )  # fmt: skip
         try:
             code: int | None = process.wait(timeout=seconds)
