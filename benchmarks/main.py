@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import machine, plot, report
 from benchmarks.cases import Results, run_case
 from benchmarks.suite import NAMES, cases
-from benchmarks.sweep import sweep
+from benchmarks.sweep import by_curve, sweep
 from benchmarks.timing import copy_bandwidth
 from gid_cuda.errors import UserError
 
@@ -52,8 +52,12 @@ def run(arguments: argparse.Namespace) -> int:
             print("\n" + report.case_text(results.rows[done:]), flush=True)
     result |= {"extent": extent, "rows": results.rows, "sweep": []}
     if arguments.sweep:
+        print("\nhow cost grows:")
         how = {"seconds": seconds / 2, "bandwidth": bandwidth, "quick": arguments.quick}
-        result["sweep"] = sweep(device, names, results, **how)
+        for rows in sweep(device, names, results, **how):
+            result["sweep"] += rows
+            print("\n".join(map(report.point_text, rows)), flush=True)
+        result["sweep"] = by_curve(result["sweep"])
         print("\n" + report.sweep_text(result["sweep"]))
     result |= {"skipped": results.skipped, "differing": results.differing}
     for title, lines in (("not measured", results.skipped), ("NOT EQUAL", results.differing)):

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 Row = dict[str, Any]
-_WIDTH = 42
+_WIDTH = 54
 
 
 def by_case(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
@@ -30,20 +30,29 @@ def case_text(rows: Sequence[Row]) -> str:
         ratio = f"{row['median_s'] / ours['median_s']:8.2f} x" if row is not ours else " " * 10
         told = "; ".join(text for text in (row["check"], row["note"]) if text)
         host = f", host {seconds_text(row['host_s'])}" if row["host_s"] is not None else ""
-        time = f"{seconds_text(row['median_s']):>9} ± {seconds_text(row['iqr_s']):<9}"
         share = f"{row['bandwidth_share']:6.1%} of copy"
-        lines.append(f"  {row['contender']:<{_WIDTH}} {time} {ratio} {share}{host}  {told}".rstrip())
+        lines.append(f"  {row['contender']:<{_WIDTH}} {_plus_minus(row)} {ratio} {share}{host}  {told}".rstrip())
     return "\n".join(lines)
 
 
+def point_text(row: Row) -> str:
+    """A row of the sweep as it comes."""
+    case = f"{row['axis']}={row['value']:<8} {row['operator']:<21} {row['contender']:<35}"
+    return f"  {case} {_plus_minus(row)}".rstrip()
+
+
 def sweep_text(rows: Sequence[Row]) -> str:
-    """One line a contender, one column a size."""
+    """A table an axis, a column a value; rows as `sweep.by_curve` orders them."""
     lines = []
-    for axis, of_axis in groupby(rows, key=lambda row: row["axis"]):
-        for (operator, contender), group in groupby(of_axis, key=lambda row: (row["operator"], row["contender"])):
-            points = "  ".join(f"{row['value']}: {seconds_text(row['median_s'])}" for row in group)
-            lines.append(f"  {operator} over {axis}, {contender}: {points}")
-    return "\n".join(["how cost grows:", *lines])
+    for axis, group in groupby(rows, key=lambda row: row["axis"]):
+        of_axis = list(group)
+        values = sorted({row["value"] for row in of_axis})
+        lines.append(f"{axis:>56} =" + "".join(f"{value:>11,}" for value in values))
+        for (operator, contender), curve in groupby(of_axis, key=lambda row: (row["operator"], row["contender"])):
+            times = {row["value"]: seconds_text(row["median_s"]) for row in curve}
+            cells = "".join(f"{times.get(value, '-'):>11}" for value in values)
+            lines.append(f"{operator:<21} {contender:<35} {cells}")
+    return "\n".join(lines)
 
 
 def machine_text(machine: Row, bandwidth: float) -> str:
@@ -52,6 +61,10 @@ def machine_text(machine: Row, bandwidth: float) -> str:
         f"{machine['device']}; {machine['threads']} CPU threads; {software}\n"
         f"a copy moves {bandwidth / 1e9:.1f} GB/s, bytes read and bytes written both counted"
     )
+
+
+def _plus_minus(row: Row) -> str:
+    return f"{seconds_text(row['median_s']):>9} ± {seconds_text(row['iqr_s']):<9}"
 
 
 def sizes_text(sizes: dict[str, int]) -> str:

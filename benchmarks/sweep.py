@@ -12,13 +12,14 @@ from benchmarks import operators
 from benchmarks.cases import Case, Results, run_case
 from benchmarks.criterion import criterion
 from benchmarks.inputs import retinanet_anchors, scattered_anchors
+from benchmarks.plain import PRE_NMS
 
 SIZE, QUICK_SIZE = (800, 1344), (64, 96)  # height and width of the padded images
 CLASSES = 80
 AXES = ("R", "K", "B")
 OPPONENTS = {  # who runs beside ours; nobody beside the criterion, of which the tables tell
     "gi_score": "PyTorch",
-    "topk_nms": "top-3000 + torchvision batched_nms",
+    "topk_nms": f"top-{PRE_NMS} + torchvision batched_nms",
     "multilevel_roi_align": "torchvision MultiScaleRoIAlign",
     "pairwise_distance": "torch.cdist",
 }
@@ -26,9 +27,11 @@ OPPONENTS = {  # who runs beside ours; nobody beside the criterion, of which the
 
 def sweep(
     device: torch.device, only: Sequence[str], results: Results, *, seconds: float, bandwidth: float, quick: bool
-) -> list[dict[str, Any]]:
-    """Rows as those of the cases, with "axis" (one of AXES) and "value" besides. What is skipped goes to `results`."""
-    rows = []
+) -> Iterator[list[dict[str, Any]]]:
+    """Point by point, rows as those of the cases with "axis" (one of AXES) and "value" besides.
+
+    What is skipped or differs goes to `results`.
+    """
     for axis, value, case in _points(device, quick):
         if case.operator not in only:
             continue
@@ -36,9 +39,12 @@ def sweep(
         case = replace(case, contenders=[c for c in case.contenders if c.name in names], absent="")
         found = Results(skipped=results.skipped, differing=results.differing)
         run_case(case, device, seconds=seconds, bandwidth=bandwidth, results=found)
-        rows += [{**row, "axis": axis, "value": value} for row in found.rows]
-    rows.sort(key=lambda row: (AXES.index(row["axis"]), row["operator"], row["role"] != "ours", row["value"]))
-    return rows
+        yield [{**row, "axis": axis, "value": value} for row in found.rows]
+
+
+def by_curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of each axis and contender together, by rising value."""
+    return sorted(rows, key=lambda row: (AXES.index(row["axis"]), row["operator"], row["role"] != "ours", row["value"]))
 
 
 def _points(device: torch.device, quick: bool) -> Iterator[tuple[str, int, Case]]:
@@ -54,7 +60,7 @@ def _points(device: torch.device, quick: bool) -> Iterator[tuple[str, int, Case]
         yield "K", slots, operators.topk_nms(images, anchors, slots, size)
         yield "K", slots, operators.multilevel_roi_align(images, slots, dtype, size, device, gradient=False)
         yield "K", slots, operators.pairwise_distance(images, slots, device, gradient=False)
-    for batch in (1, 2) if quick else {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16, 32)}[device.type]:
+    for batch in (1, 2) if quick else {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 16, 32)}[device.type]:
         yield "B", batch, operators.gi_score(batch, anchors, CLASSES, dtype, size)
         yield "B", batch, operators.topk_nms(batch, anchors, 10, size)
         yield "B", batch, operators.multilevel_roi_align(batch, 10, dtype, size, device, gradient=False)
