@@ -12,7 +12,7 @@ from gid_cuda.config import Config, DataConfig, GeneratedConfig, ModelConfig
 
 COCO_CLASSES = 80
 _FILE_WIDTH = 640  # of COCO's photographs
-_LEAST_IMAGES = 32
+_LEAST_IMAGES = 8
 
 
 def with_stand_ins(config: Config, folder: Path) -> tuple[Config, list[str]]:
