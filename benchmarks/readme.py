@@ -108,7 +108,7 @@ def _made_with(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         if row["note"] and row["contender"] not in notes.setdefault(row["note"], []):
             notes[row["note"]].append(row["contender"])
-    told = "".join(f"{' and '.join(names)}: {note}. " for note, names in notes.items())
+    told = "".join(f"{' / '.join(names)}: {note}. " for note, names in notes.items())
     return (
         f"{machine['device']}, {machine['threads']} CPU threads, torch {machine['torch']}, commit {machine['commit']}, "
         f"{machine['date']}. Medians; the others' times in multiples of ours. A copy moves "
