@@ -25,7 +25,8 @@ def with_stand_ins(config: Config, folder: Path) -> tuple[Config, list[str]]:
         notes += note
     data, images = config.data, max(_LEAST_IMAGES, 2 * config.train.batch_size)
     if data.format == "generated":
-        fewer = data.generated.model_copy(update={"train_images": min(images, data.generated.train_images)})
+        counts = {"train_images": min(images, data.generated.train_images), "val_images": 1}
+        fewer = data.generated.model_copy(update=counts)
         changes["data"] = data.model_copy(update={"root": folder, "generated": fewer})
     elif not data.root.is_dir():
         height = round(_FILE_WIDTH * config.input.min_size[-1] / config.input.max_size)
