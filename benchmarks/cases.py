@@ -80,9 +80,21 @@ class Results:
     differing: list[str] = field(default_factory=list)
 
 
-def run_case(case: Case, device: torch.device, *, seconds: float, bandwidth: float, results: Results) -> None:
-    """Compare, then time, the contenders of a case; a row each, or a line in `skipped`."""
-    torch._dynamo.reset()  # compiled code of the case before, which would count as another shape of the same function
+def run_case(
+    case: Case,
+    device: torch.device,
+    *,
+    seconds: float,
+    bandwidth: float,
+    results: Results,
+    most_sets: int = MOST_SETS,
+) -> None:
+    """Compare, then time, the contenders of a case; a row each, or a line in `skipped`.
+
+    seconds: of runs, a contender. bandwidth: what shares are of, bytes a second. most_sets: inputs in turn.
+    """
+    if any(contender.role == "compile" for contender in case.contenders):
+        torch._dynamo.reset()  # what was compiled for the case before counts as another shape of the same function
     if device.type == "cuda":
         torch.cuda.empty_cache()
     free = available_bytes(device)
@@ -92,7 +104,7 @@ def run_case(case: Case, device: torch.device, *, seconds: float, bandwidth: flo
         return
     if case.absent:
         results.skipped.append(f"{case.title}, {case.absent}")
-    inputs = _input_sets(case, device, free)
+    inputs = _input_sets(case, device, free, most_sets)
     running, checks = _compared(case, device, inputs[0], results)
     timings = time_calls([rotating(contender.call, inputs) for contender in running], device, seconds)
     moved = case.moved(*inputs[0])
@@ -100,12 +112,12 @@ def run_case(case: Case, device: torch.device, *, seconds: float, bandwidth: flo
         results.rows.append(_row(case, contender, timing, check, moved, bandwidth, len(inputs)))
 
 
-def _input_sets(case: Case, device: torch.device, free: int | None) -> list[tuple[Any, ...]]:
-    """As many as outgrow the cache twice, as far as memory allows."""
+def _input_sets(case: Case, device: torch.device, free: int | None, most: int) -> list[tuple[Any, ...]]:
+    """As many as outgrow the cache twice, as far as memory and `most` allow."""
     sets = math.ceil(2 * cache_bytes(device) / max(1, case.input_bytes))
     if free is not None:
         sets = min(sets, int(0.5 * _USABLE * free / max(1, case.input_bytes)))
-    return [case.make(seed) for seed in range(max(LEAST_SETS, min(MOST_SETS, sets)))]
+    return [case.make(seed) for seed in range(max(LEAST_SETS, min(most, sets)))]
 
 
 def _compared(
@@ -170,8 +182,16 @@ def _row(
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under torch.compile, for the one shape it is called with."""
-    return torch.compile(function, dynamic=False)
+    """The function under torch.compile, for the one shape it is called with. That begins with the first call: much is
+    imported for it, which who leaves torch.compile out shall not wait for."""
+    made: list[Callable[..., Any]] = []
+
+    def call(*inputs: Any, **options: Any) -> Any:
+        if not made:
+            made.append(torch.compile(function, dynamic=False))
+        return made[0](*inputs, **options)
+
+    return call
 
 
 def without_gradient(function: Callable[..., Any]) -> Callable[..., Any]:

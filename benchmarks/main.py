@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import machine, plot, report
-from benchmarks.cases import Results, run_case
-from benchmarks.suite import NAMES, cases
+from benchmarks.cases import LEAST_SETS, MOST_SETS, Case, Results, run_case
+from benchmarks.suite import NAMES, Extent, cases
 from benchmarks.sweep import by_curve, sweep
 from benchmarks.timing import copy_bandwidth
 from gid_cuda.errors import UserError
@@ -30,47 +33,71 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     # Compiling says much that helps nobody here; what it cannot compile is listed at the end.
     warnings.filterwarnings("ignore", module="torch")
-    device = machine.pick_device(arguments.device)
-    extent = "full" if arguments.full else "quick" if arguments.quick else "usual"
-    seconds = SECONDS["quick" if arguments.quick else device.type]
-    names = arguments.only or NAMES
-    bandwidth = copy_bandwidth(device, 10 * seconds, _QUICK_COPY if arguments.quick else None)
-    result: dict[str, Any] = {"machine": machine.describe(device), "copy_bandwidth": bandwidth}
-    print(report.machine_text(result["machine"], bandwidth), flush=True)
-
-    results = Results()
-    seen = set()
-    for case in cases(device, extent):
-        if case.operator not in names or case.title in seen:
-            continue
-        seen.add(case.title)
-        if arguments.no_compile:
-            case = replace(case, contenders=[c for c in case.contenders if c.role != "compile"])
-        done = len(results.rows)
-        run_case(case, device, seconds=seconds, bandwidth=bandwidth, results=results)
-        if results.rows[done:]:
-            print("\n" + report.case_text(results.rows[done:]), flush=True)
-    result |= {"extent": extent, "rows": results.rows, "sweep": []}
-    if arguments.sweep:
-        print("\nhow cost grows:")
-        how = {"seconds": seconds / 2, "bandwidth": bandwidth, "quick": arguments.quick}
-        for rows in sweep(device, names, results, **how):
-            result["sweep"] += rows
-            print("\n".join(map(report.point_text, rows)), flush=True)
-        result["sweep"] = by_curve(result["sweep"])
-        print("\n" + report.sweep_text(result["sweep"]))
-    result |= {"skipped": results.skipped, "differing": results.differing}
-    for title, lines in (("not measured", results.skipped), ("NOT EQUAL", results.differing)):
+    result = _measure(arguments)
+    for title, lines in (("not measured", result["skipped"]), ("NOT EQUAL", result["differing"])):
         if lines:
             print("\n".join([f"\n{title}:", *(f"  {line}" for line in lines)]))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
         print(f"\nwritten: {arguments.json}")
     if arguments.plot:
         plot.save(result, arguments.plot)
         print(f"written: {arguments.plot}")
-    return 1 if results.differing else 0
+    return 1 if result["differing"] else 0
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --json keeps. It is written after each case, so that a run that is stopped leaves what it has."""
+    device = machine.pick_device(arguments.device)
+    extent = "full" if arguments.full else "quick" if arguments.quick else "usual"
+    seconds = SECONDS["quick" if arguments.quick else device.type]
+    bandwidth = copy_bandwidth(device, 10 * seconds, _QUICK_COPY if arguments.quick else None)
+    how = {"seconds": seconds, "bandwidth": bandwidth, "most_sets": LEAST_SETS if arguments.quick else MOST_SETS}
+    results = Results()
+    result: dict[str, Any] = {
+        "machine": machine.describe(device),
+        "copy_bandwidth": bandwidth,
+        "extent": extent,
+        "rows": results.rows,
+        "sweep": [],
+        "skipped": results.skipped,
+        "differing": results.differing,
+        "complete": False,
+    }
+    print(report.machine_text(result["machine"], bandwidth), flush=True)
+    for case in _chosen(device, extent, arguments):
+        done = len(results.rows)
+        run_case(case, device, results=results, **how)
+        if results.rows[done:]:
+            print("\n" + report.case_text(results.rows[done:]), flush=True)
+        _keep(result, arguments.json)
+    if arguments.sweep:
+        print("\nhow cost grows:")
+        for rows in sweep(device, arguments.only or NAMES, results, quick=arguments.quick, **how):
+            result["sweep"] = by_curve(result["sweep"] + rows)
+            print("\n".join(map(report.point_text, rows)), flush=True)
+            _keep(result, arguments.json)
+        print("\n" + report.sweep_text(result["sweep"]))
+    result["complete"] = True
+    _keep(result, arguments.json)
+    return result
+
+
+def _chosen(device: torch.device, extent: Extent, arguments: argparse.Namespace) -> Iterator[Case]:
+    """The cases that the arguments ask for, each once."""
+    seen = set()
+    for case in cases(device, extent):
+        if (arguments.only and case.operator not in arguments.only) or case.title in seen:
+            continue
+        seen.add(case.title)
+        if arguments.no_compile:
+            case = replace(case, contenders=[c for c in case.contenders if c.role != "compile"])
+        yield case
+
+
+def _keep(result: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -26,11 +26,11 @@ OPPONENTS = {  # who runs beside ours; nobody beside the criterion, of which the
 
 
 def sweep(
-    device: torch.device, only: Sequence[str], results: Results, *, seconds: float, bandwidth: float, quick: bool
+    device: torch.device, only: Sequence[str], results: Results, *, quick: bool, **how: Any
 ) -> Iterator[list[dict[str, Any]]]:
     """Point by point, rows as those of the cases with "axis" (one of AXES) and "value" besides.
 
-    What is skipped or differs goes to `results`.
+    What is skipped or differs goes to `results`. how: the options of `run_case`.
     """
     for axis, value, case in _points(device, quick):
         if case.operator not in only:
@@ -38,7 +38,7 @@ def sweep(
         names = ("gid_cuda", OPPONENTS.get(case.operator))
         case = replace(case, contenders=[c for c in case.contenders if c.name in names], absent="")
         found = Results(skipped=results.skipped, differing=results.differing)
-        run_case(case, device, seconds=seconds, bandwidth=bandwidth, results=found)
+        run_case(case, device, results=found, **how)
         yield [{**row, "axis": axis, "value": value} for row in found.rows]
 
 

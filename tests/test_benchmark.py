@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import plain, plot, timing
+from benchmarks import main, plain, plot, timing
 from benchmarks.cases import Case, Contender, DiffersError, Results, close, run_case, with_gradient
 from benchmarks.inputs import make_scene, scattered_anchors
 from benchmarks.operators import gi_score
@@ -57,7 +57,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 def test_a_quick_run_compares_and_times_every_operator(quick: tuple[dict[str, Any], Path]) -> None:
     result, folder = quick
-    assert {row["operator"] for row in result["rows"]} == set(NAMES)
+    assert {row["operator"] for row in result["rows"]} == set(NAMES) and result["complete"]
     for row in result["rows"] + result["sweep"]:
         assert row["median_s"] > 0 and row["runs"] >= 3 and row["moved_bytes"] > 0 and row["input_sets"] >= 2
         # Compared, or a baseline of time that says why it is not.
@@ -91,6 +91,17 @@ def test_readme_has_a_table_of_what_there_is_a_file_of(
     assert len(rows) == 1 and f"| {ratio:.3g}x | – |" in rows[0] and "batched_nms" in rows[0]
     assert "benchmark_cpu.png" in readme.table("speed-cpu")
     assert readme.table("speed-gpu") == ""
+
+
+def test_a_run_that_is_stopped_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "sweep", stopped)
+    options = ["--device", "cpu", "--quick", "--no-compile", "--sweep", "--only", "pairwise_distance"]
+    assert run_script(monkeypatch, *options, "--json", tmp_path / "cpu.json") == 130
+    result = json.loads((tmp_path / "cpu.json").read_text())
+    assert {row["operator"] for row in result["rows"]} == {"pairwise_distance"} and not result["complete"]
 
 
 @pytest.mark.slow
