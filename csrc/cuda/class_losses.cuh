@@ -136,8 +136,9 @@ __device__ __forceinline__ void for_each_pack(
   constexpr int kSize = Pack<T>::kSize, kStride = kClassThreads * kSize;
   const T* logits = args.logits + block.start;
   int at = int(threadIdx.x) * kSize - int(block.start & (kSize - 1));
-  // Counted on and not divided again: at = row * classes + column.
-  int row = (at > 0 ? at : 0) / args.classes, column = at - row * args.classes;
+  // Counted on and not divided again: at = row * classes + column, 0 <= column < classes. Rounded down: the first
+  // thread's first pack may begin before the block, and so in a row before it.
+  int row = at < 0 ? -ceil_div(-at, args.classes) : at / args.classes, column = at - row * args.classes;
   const int step_rows = kStride / args.classes, step_columns = kStride % args.classes;
   for (; at < block.size; at += kPacksAhead * kStride) {
     uint4 packs[kPacksAhead];  // not Pack<T>: the compiler would take it apart, and so wait for it, at once

@@ -104,6 +104,17 @@ def test_equals_reference(kernels, shape, dtype):
     check(kernels, make_case(shape, dtype), seed=1)
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_images_off_a_boundary_where_every_row_tells(kernels, dtype):
+    """Blocks longer than their threads take at once: also the first thread's later packs have to know their rows."""
+    generator = torch.Generator().manual_seed(0)
+    shape = images, count, classes = (16, 701, 3)
+    logits = (torch.randn(shape, generator=generator) - 6).to(dtype)
+    matched = torch.randint(-2, 2, (images, count), generator=generator)
+    labels = torch.randint(0, classes, (images, 2), generator=generator)
+    check(kernels, Case(logits, matched, labels, None, None), seed=3)
+
+
 @pytest.mark.parametrize("dtypes", [(0, 2), (1, 0), (2, 1)], ids=str)
 def test_soft_focal_and_a_teacher_of_another_type(kernels, dtypes):
     of_student, of_teacher = [list(TYPES)[number] for number in dtypes]
