@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.machine import available_bytes
 from benchmarks.timing import Timing, cache_bytes, rotating, time_calls
 
-Role = Literal["ours", "pytorch", "compile", "instead"]
+Role = Literal["ours", "variant", "pytorch", "compile", "instead"]
 Comparison = Callable[[Any, Any], str]
 
 LEAST_SETS, MOST_SETS = 2, 32
@@ -29,8 +29,8 @@ class DiffersError(Exception):
 class Contender:
     """One way to do the work.
 
-    role:      "ours"; "pytorch", the plain version; "compile", the same under torch.compile; "instead", what a user
-               would take from torch or torchvision
+    role:      "ours"; "variant", another kernel of ours, to choose by; "pytorch", the plain version; "compile", the
+               same under torch.compile; "instead", what a user would take from torch or torchvision
     call:      takes one input set
     compare:   (our result, this one's) -> what was found, in words; raises DiffersError. None: it computes something
                else, which `note` says
@@ -208,14 +208,14 @@ def with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     def forward_and_backward(*inputs: Any) -> tuple[Tensor, ...]:
         outputs = [output for output in tensors(function(*inputs)) if output.requires_grad]
         leaves = [tensor for tensor in tensors(inputs) if tensor.requires_grad]
-        cotangents = [_cotangent(output.shape, output.dtype, output.device) for output in outputs]
+        cotangents = [cotangent(output.shape, output.dtype, output.device) for output in outputs]
         return (*[o.detach() for o in outputs], *torch.autograd.grad(outputs, leaves, cotangents))
 
     return forward_and_backward
 
 
 @lru_cache(maxsize=8)
-def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+def cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What the gradient starts from: not all ones, which would hide what is wrong within an output. One for a sum."""
     if not shape:
         return torch.ones((), dtype=dtype, device=device)

@@ -90,7 +90,7 @@ def _chosen(device: torch.device, extent: Extent, arguments: argparse.Namespace)
             continue
         seen.add(case.title)
         if arguments.no_compile:
-            case = replace(case, contenders=[c for c in case.contenders if c.role != "compile"])
+            case = replace(case, contenders=[c for c in case.contenders if c.role != "compile"], absent="")
         yield case
 
 

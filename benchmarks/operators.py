@@ -16,6 +16,7 @@ from benchmarks.cases import (
     byte_count,
     close,
     compiled,
+    cotangent,
     dtype_name,
     slots_agree,
     with_gradient,
@@ -140,6 +141,13 @@ def multilevel_roi_align(
     def ours(features: list[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
         return ops.multilevel_roi_align(features, boxes, counts, strides=STRIDES, output_size=BINS, sampling_ratio=2)
 
+    def atomic(features: list[Tensor], boxes: Tensor, counts: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            crops = ours(features, boxes, counts)
+        start = cotangent(crops.shape, crops.dtype, crops.device)
+        how = (STRIDES, BINS, 2, 224.0, 4, True, False)  # the last: not deterministic
+        return crops, *torch.ops.gid.multilevel_roi_align_backward(start, features, boxes, counts, *how)
+
     def plainly(features: list[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
         return reference.multilevel_roi_align(features, boxes, counts, strides=STRIDES, output_size=BINS)
 
@@ -153,6 +161,7 @@ def multilevel_roi_align(
         return pooler(maps, list(boxes), [size] * images).to(dtype)
 
     wrap = with_gradient if gradient else without_gradient
+    two_backwards = gradient and device.type == "cuda"  # the CPU has one
     same = close(1e-4 if dtype == torch.float32 else 2e-2)
     cells = images * sum(rows * columns for rows, columns in level_shapes(size))
     return Case(
@@ -167,6 +176,7 @@ def multilevel_roi_align(
         + ("; their gradient read, all feature gradients written once" if gradient else ""),
         contenders=[
             Contender("ours", "gid_cuda", wrap(ours)),
+            *([Contender("variant", "gid_cuda, atomic backward", atomic, same)] if two_backwards else []),
             Contender("pytorch", "PyTorch", wrap(plainly), same),
             Contender("instead", "torchvision roi_align by level", wrap(by_level), same),
             Contender(
