@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,9 @@ def random_boxes(images: int, count: int, size: tuple[int, int], generator: torc
     return torch.cat([corner, corner + sides], dim=2)
 
 
-def pyramid(images: int, channels: int, size: tuple[int, int], dtype: torch.dtype, generator: torch.Generator):
+def pyramid(
+    images: int, channels: int, size: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
+) -> list[Tensor]:
     """Five feature maps (B, channels, H_l, W_l)."""
     shapes = level_shapes(size)
     return [_noise((images, channels, *shape), generator).to(dtype) for shape in shapes]
@@ -123,5 +126,5 @@ def _nearest(objects: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return nearest, best >= NEAR
 
 
-def _noise(shape, generator: torch.Generator) -> Tensor:
+def _noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
