@@ -35,12 +35,22 @@ class GroundTruth:
 @dataclass
 class TaskRecord:
     """What was worked out for the task losses: `match_anchors`' result (B, R), the focal loss summed over each image
-    (B,), and what the sums of each image are multiplied by (B,), in both losses."""
+    (B,), and what the sums of each image are multiplied by (B,), in both losses. Besides, what they were computed from
+    and the losses themselves, to know them again."""
 
     truth: GroundTruth
     matched: Tensor
     focal: Tensor
     share: Tensor
+    predictions: tuple[Tensor, Tensor, Tensor]  # logits, deltas, anchors
+    losses: dict[str, Tensor]
+
+    def is_of(self, outputs: DetectorOutputs) -> bool:
+        """Are these still the predictions and the losses of then? A user may have weighted a loss, or put other logits
+        into a copy of the outputs: then their losses are not for us to replace."""
+        now = (outputs.logits, outputs.deltas, outputs.anchors)
+        same = all(ours is theirs for ours, theirs in zip(now, self.predictions, strict=True))
+        return same and all(outputs.losses.get(name) is loss for name, loss in self.losses.items())
 
 
 @dataclass
@@ -81,8 +91,9 @@ def task_losses(
         anchors=outputs.anchors,
         weights=outputs.coder.weights,
     )
-    record = TaskRecord(truth, matched, focal.detach(), share)
-    return _averages(focal, l1, record), record
+    losses = _averages(focal, l1, share)
+    predictions = (outputs.logits, outputs.deltas, outputs.anchors)
+    return losses, TaskRecord(truth, matched, focal.detach(), share, predictions, dict(losses))
 
 
 def response_losses(
@@ -96,15 +107,15 @@ def response_losses(
     """Eq. 8 of dense heads: (cls, reg), float32 sums over the boxes of mask (B, R) bool.
 
     cls: L_cls of `class_losses`, by `kind`; reg: smooth L1 of the deltas with `beta`, of `box_losses`. Gradient goes to
-    the student's logits and deltas alone. Where `student` has a record of its task losses, student.losses is replaced
-    by the same values with a joint gradient: whoever adds the task losses to the total afterwards has it in one pass
-    (adding those of before is as right, and slower).
+    the student's logits and deltas alone. Where `student` has a record of its task losses, and both are as they were
+    then, student.losses is replaced by the same values with a joint gradient: whoever adds the task losses to the total
+    afterwards has it in one pass (adding those of before is as right, and slower). Not under torch.no_grad.
     """
     _check_same(student, teacher, mask)
-    task = student.task if isinstance(student, DenseOutputs) else None
+    task = student.task if isinstance(student, DenseOutputs) and torch.is_grad_enabled() else None
     learns = {"teacher_logits": teacher.logits, "mask": mask, "kind": kind}
     learns_boxes = {"teacher_deltas": teacher.deltas, "mask": mask, "beta": beta, "weights": student.coder.weights}
-    if task is None:
+    if task is None or not task.is_of(student):
         _, cls = class_losses(student.logits, **learns)
         _, reg = box_losses(student.deltas, **learns_boxes)
         return cls.sum(), reg.sum()
@@ -113,7 +124,7 @@ def response_losses(
     l1, reg = box_losses(
         student.deltas, matched=task.matched, boxes=truth.boxes, anchors=student.anchors, **learns_boxes
     )
-    student.losses.update(_averages(focal, l1, task))
+    student.losses.update(_averages(focal, l1, task.share))
     return cls.sum(), reg.sum()
 
 
@@ -124,8 +135,8 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def _averages(focal: Tensor, l1: Tensor, task: TaskRecord) -> dict[str, Tensor]:
-    return {"classification": (focal * task.share).sum(), "bbox_regression": (l1 * task.share).sum()}
+def _averages(focal: Tensor, l1: Tensor, share: Tensor) -> dict[str, Tensor]:
+    return {"classification": (focal * share).sum(), "bbox_regression": (l1 * share).sum()}
 
 
 def _nothing(device: torch.device) -> Target:

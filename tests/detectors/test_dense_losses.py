@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -193,6 +194,32 @@ def test_one_gradient_of_the_logits_for_both_losses() -> None:
         (sum(student.losses.values()) + sum(response)).backward()
     counts = {event.key: event.count for event in profile.key_averages()}
     assert counts["gid::class_losses_backward"] == 1 and counts["gid::box_losses_backward"] == 1 and len(calls) == 1
+
+
+@pytest.mark.parametrize("what", ["watched only", "weighted", "copied with other logits", "distilled twice"])
+def test_task_losses_that_are_not_to_be_replaced(what: str) -> None:
+    """Whatever was done to the outputs before: the gradient of what is in student.losses is its own."""
+    student, teacher, alone = outputs(0, grad=True), outputs(1), outputs(0, grad=True)
+    mask = torch.rand(3, 60, generator=torch.Generator().manual_seed(2)) < 0.3
+    student.losses, student.task = task_losses(student, TARGETS, **MATCHING)
+    weight = 1.0
+    if what == "watched only":
+        with torch.no_grad():
+            response_losses(student, teacher, mask)
+    elif what == "weighted":
+        weight = 2.0
+        student.losses = {name: weight * loss for name, loss in student.losses.items()}
+        response_losses(student, teacher, mask)
+    elif what == "copied with other logits":
+        response_losses(replace(student, logits=student.logits / 4), teacher, mask)
+        response_losses(replace(student, deltas=student.deltas.detach()), teacher, mask)
+    else:
+        response_losses(student, teacher, mask)
+        response_losses(student, teacher, ~mask)
+    sum(student.losses.values()).backward()
+    (weight * sum(task_losses(alone, TARGETS, **MATCHING)[0].values())).backward()
+    torch.testing.assert_close(student.logits.grad, alone.logits.grad)
+    torch.testing.assert_close(student.deltas.grad, alone.deltas.grad)
 
 
 def test_shapes_that_differ_are_named() -> None:
