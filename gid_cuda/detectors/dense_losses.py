@@ -78,9 +78,11 @@ def task_losses(
     """torchvision's RetinaNet losses, "classification" (focal) and "bbox_regression" (L1), and their record.
 
     Each is summed over an image, divided by the image's foreground anchors, and averaged over the labelled images.
-    targets: B dicts, None: unlabelled. high, low, low_quality: see `match_anchors`.
+    targets: B dicts, None: unlabelled. high, low, low_quality: see `match_anchors`. Raises ValueError where a label is
+    none of the C classes; on a GPU, which is not waited for, a device-side assertion fails, as in torchvision's loss.
     """
     truth = join_targets(targets, outputs.logits.device)
+    _check_labels(truth.labels, outputs.logits.shape[2])
     matched = match_anchors(truth.boxes, truth.counts, outputs.anchors, high=high, low=low, low_quality=low_quality)
     share = 1.0 / ((matched >= 0).sum(dim=1).clamp(min=1) * max(1, truth.labelled))
     focal, _ = class_losses(outputs.logits, matched=matched, labels=truth.labels)
@@ -133,6 +135,16 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """The operator takes a label beyond the classes for background; nobody means that."""
+    wrong = (labels < 0) | (labels >= classes)
+    message = f"must be 0 to {classes - 1}, without background: count them from 0"
+    if labels.is_cuda:
+        torch._assert_async(~wrong.any(), f"the targets' labels {message}")
+    elif wrong.any():
+        raise ValueError(f"the targets hold the label {labels[wrong][0].item()}, but labels {message}")
 
 
 def _averages(focal: Tensor, l1: Tensor, share: Tensor) -> dict[str, Tensor]:

@@ -149,6 +149,13 @@ def test_targets_side_by_side() -> None:
     assert truth.counts.tolist() == [2, -1, 0] and truth.labelled == 2
 
 
+@pytest.mark.parametrize("label", [4, -1])
+def test_a_label_that_is_no_class(label: int) -> None:
+    targets = [{"boxes": torch.tensor([[10.0, 10, 42, 40]]), "labels": torch.tensor([label])}, None, None]
+    with pytest.raises(ValueError, match=f"hold the label {label}, but labels must be 0 to 3, without background"):
+        task_losses(outputs(0), targets, **MATCHING)
+
+
 def test_unlabelled_images_alone_give_zeros_that_reach_the_heads() -> None:
     student = outputs(0, grad=True)
     losses, _ = task_losses(student, [None] * 3, **MATCHING)
