@@ -147,6 +147,18 @@ def test_thresholds_are_strict(kernels):
         check(kernels, 0, boxes, scores, 5, threshold)
 
 
+@pytest.mark.parametrize(("count", "k"), [(20011, 10), (33001, 300)])
+def test_more_boxes_than_the_list_holds(kernels, count, k):
+    """Nothing made small: several blocks an image count and list, and what the first list lacks is looked up."""
+    generator = torch.Generator().manual_seed(count)
+    boxes, scores = random_boxes(2, count, generator, extent=3000.0), torch.rand(2, count, generator=generator) ** 8
+    assert count > LIST
+    check(kernels, 1, boxes, scores, k)
+    crowded = random_boxes(1, 7, generator, extent=5000.0)[:, torch.randint(0, 7, (count,), generator=generator)]
+    _, counts = check(kernels, 2, crowded, torch.randint(0, 9, (1, count), generator=generator).float(), 9, 0.5)
+    assert counts.item() < 9
+
+
 @pytest.mark.parametrize("list_size", [90, 374, 375, 376])
 def test_the_list_is_full_to_the_last_place(kernels, list_size):
     """Eight scores of 125 boxes each, in neighbouring bins: three of them fill a list of 375. The last box has the
