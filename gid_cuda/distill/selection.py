@@ -29,6 +29,8 @@ def select_instances(
     pre_nms_top_k: 0 lets the suppression see all R boxes; n > 0 only those with the n best scores of their image
         (counted before small boxes are dropped), as detectors do.
 
+    Row r means the same anchor in both models: boxes that are still encoded are decoded against the student's anchors.
+
     Returns `GeneralInstances` with K = top_k slots an image, best score first, detached. Its indices point into the R
     predicted boxes. Shapes depend on no value, and the host never waits for the device.
     """
@@ -51,7 +53,10 @@ def select_instances(
 
 def _are_encoded(*both: DetectorOutputs) -> bool:
     """Is it left to this step to decode the boxes, and in the way that the operator knows?"""
-    return all(type(outputs.coder) is BoxCoder and outputs._boxes is None for outputs in both)
+    return all(
+        type(outputs.coder) is BoxCoder and type(outputs).boxes is DetectorOutputs.boxes and outputs._boxes is None
+        for outputs in both
+    )
 
 
 def empty_instances(batch: int, slots: int, device: torch.device) -> GeneralInstances:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from math import log
 
 import pytest
@@ -90,6 +91,20 @@ def test_a_coder_of_ones_own_is_asked() -> None:
     teacher.coder = student.coder = Shifted("deltas")
     student.image_sizes = student.image_sizes + 2000
     assert (select_instances(teacher, student).boxes[:, 0] > 500).all()
+
+
+def test_boxes_of_ones_own_are_asked_for() -> None:
+    class Shifted(DetectorOutputs):
+        @property
+        def boxes(self) -> Tensor:
+            return apart(3)[None] + 7
+
+    def shifted(plain: DetectorOutputs) -> DetectorOutputs:
+        return Shifted(*(getattr(plain, field.name) for field in fields(plain) if field.init))
+
+    teacher, student = scored([0.3, 0.2, 0.1])
+    both = [shifted(exact_outputs(apart(3), logits)) for logits in (teacher, student)]
+    assert torch.equal(select_instances(*both, top_k=3).boxes, apart(3)[None] + 7)
 
 
 def test_suppression_across_classes() -> None:
