@@ -42,6 +42,7 @@ def total(gid: GID, detector: RetinaNet, teacher: DenseOutputs, student: DenseOu
     """All losses and all gradients; student.losses afterwards is what it was before."""
     before = dict(student.losses)
     losses, found = gid(teacher, student, detector)
+    assert all(student.losses[name] is not loss for name, loss in before.items())  # compiled or not: joined
     everything = [*losses.values(), *student.losses.values()]
     gradients = torch.autograd.grad(torch.stack(everything).sum(), [*leaves(student), *gid.parameters()])
     student.losses = before
