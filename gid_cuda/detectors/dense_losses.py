@@ -77,7 +77,8 @@ def task_losses(
 ) -> tuple[dict[str, Tensor], TaskRecord]:
     """torchvision's RetinaNet losses, "classification" (focal) and "bbox_regression" (L1), and their record.
 
-    Each is summed over an image, divided by the image's foreground anchors, and averaged over the labelled images.
+    Each is summed over an image, divided by the image's foreground anchors, and averaged over the labelled images. But
+    a ground truth that overlaps no anchor, as one without area, has none, where torchvision gives it all of them.
     targets: B dicts, None: unlabelled. high, low, low_quality: see `match_anchors`. Raises ValueError where a label is
     none of the C classes; on a GPU, which is not waited for, a device-side assertion fails, as in torchvision's loss.
     """

@@ -154,11 +154,13 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         if not images:
             return []
         if self.training:
+            in_training = [module for module in self.modules() if module.training]  # some may be kept from it
             self.eval()
             try:
                 return self.predict(images)
             finally:
-                self.train()
+                for module in in_training:
+                    module.training = True
         device = self.head.classification_head.cls_logits.weight.device
         batch, _ = self.transform([image.to(device) for image in images])
         outputs = self(batch)

@@ -81,8 +81,11 @@ def test_predict_does_not_depend_on_the_mode(images: list[Tensor]) -> None:
     detector = build_detector(small_model(score_thresh=0.6), small_input(min_size=[64, 96]), ["a", "b", "c"])
     settle(detector, detector.transform(images)[0].tensors)
     expected = detector.eval().predict(images)
-    found = detector.train().predict(images)
+    detector.train()
+    detector.backbone.body.eval()  # a user keeps it as it is
+    found = detector.predict(images)
     assert detector.training and detector.backbone.training
+    assert not any(module.training for module in detector.backbone.body.modules())
     assert sum(len(detections["boxes"]) for detections in expected) > 0
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one["boxes"], other["boxes"])
