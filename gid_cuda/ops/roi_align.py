@@ -145,8 +145,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    # Dense maps, mostly zeros, beside those that the head's convolutions give for the same features: autograd adds whole
-    # tensors and hands nobody the first to add to, so the second is unavoidable, unlike that of the logits.
+    # Dense maps, mostly zeros, beside those that the head's convolutions give for the same features: autograd adds
+    # whole tensors and hands nobody the first to add to, so the second is unavoidable, unlike that of the logits.
     boxes, counts, *features = ctx.saved_tensors
     gradients = torch.ops.gid.multilevel_roi_align_backward(grad, features, boxes, counts, *ctx.options)
     # One for each input that came in: before torch 2.15, trailing arguments that equal their defaults do not.
