@@ -15,7 +15,7 @@
 namespace gid {
 namespace {
 
-constexpr int64_t kRowsAThread = 256;  // fewer rows are not worth another thread
+constexpr int64_t kRowsAChunk = 256;  // fewer rows are not worth another thread
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 template <int N>
@@ -23,54 +23,102 @@ struct Rows : Simd<N> {
   using V = Simd<N>;
   using Floats = typename V::Floats;
 
-  // Logits beyond 43 change nothing that a float32 near 1 can hold; within, nothing overflows. NaN stays NaN.
-  static GID_INLINE Floats bounded(const Floats& x) {
-    const Floats below = x > 43.0f ? V::all(43.0f) : x;
-    return below < -43.0f ? V::all(-43.0f) : below;
+  // A fraction, the difference of two sigmoids. Fractions are compared by cross-multiplication, which costs less than
+  // dividing each.
+  struct Gap {
+    Floats top = V::all(0.0f), bottom = V::all(1.0f);
+  };
+
+  // sigmoid(20) is 1 - 2e-9: logits beyond change nothing that counts; within, no product below overflows. NaN stays.
+  static GID_INLINE Floats exp_of_minus(const Floats& x) {
+    // sigmoid hardly moves where exp is least exact.
+    return V::exp(V::smaller(V::all(20.0f), V::larger(V::all(-20.0f), -x)));
   }
 
   // |sigmoid(t) - sigmoid(s)| = |e^-s - e^-t| / ((1 + e^-t) (1 + e^-s))
-  static GID_INLINE Floats probability_gap(const Floats& t, const Floats& s) {
-    // sigmoid hardly moves where exp is least exact.
-    const Floats a = V::exp(-bounded(t)), b = V::exp(-bounded(s));
-    return V::absolute(b - a) / ((1.0f + a) * (1.0f + b));
+  static GID_INLINE Gap probability_gap(const Floats& t, const Floats& s) {
+    const Floats a = exp_of_minus(t), b = exp_of_minus(s);
+    return {V::absolute(b - a), (1.0f + a) * (1.0f + b)};
   }
 
   // Of the classes seen so far, lane by lane.
   struct Maxima {
-    Floats gap = V::all(0.0f), teacher = V::all(-kInfinity), student = V::all(-kInfinity);
-    Floats nan = V::all(0.0f);  // NaN once a gap was, else 0
+    Gap gap;
+    Floats teacher = V::all(-kInfinity), student = V::all(-kInfinity);
+    Floats nan = V::all(0.0f);  // NaN once a logit was, else 0
   };
 
   static GID_INLINE void take(Maxima& top, const Floats& t, const Floats& s) {
-    const Floats gap = probability_gap(t, s);
-    top.gap = V::larger(gap, top.gap);
+    const Gap gap = probability_gap(t, s);
+    const auto larger = gap.top * top.gap.bottom > top.gap.top * gap.bottom;
+    top.gap.top = larger ? gap.top : top.gap.top;
+    top.gap.bottom = larger ? gap.bottom : top.gap.bottom;
     top.teacher = V::larger(t, top.teacher);
     top.student = V::larger(s, top.student);
-    top.nan += gap * 0.0f;
+    top.nan += gap.top * 0.0f;
   }
 
   // The largest gap of each row (C,) of logits, and whether the teacher's largest logit is above the student's.
   template <typename T>
   static GID_INLINE void score(
       const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+    if (classes < N) return score_short(teacher, student, rows, classes, scores, teacher_is_surer);
     for (int64_t row = 0; row < rows; ++row, teacher += classes, student += classes) {
       Maxima top;
-      int64_t c = 0;
-      for (; c + N <= classes; c += N) take(top, V::load(teacher + c), V::load(student + c));
-      if (c < classes) {
-        float t[N], s[N];
-        std::fill(t, t + N, -kInfinity);
-        std::fill(s, s + N, -kInfinity);
-        for (int lane = 0; c + lane < classes; ++lane) {
-          t[lane] = to_float(teacher[c + lane]);
-          s[lane] = to_float(student[c + lane]);
-        }
-        take(top, V::load(t), V::load(s));
-      }
+      for (int64_t c = 0; c + N <= classes; c += N) take(top, V::load(teacher + c), V::load(student + c));
+      // The last N classes are taken again where some are left, which changes no maximum.
+      if (classes % N) take(top, V::load(teacher + classes - N), V::load(student + classes - N));
       const float nan = V::sum(top.nan);
-      scores[row] = V::largest(top.gap) + nan;
+      scores[row] = V::largest(top.gap.top / top.gap.bottom) + nan;
       teacher_is_surer[row] = V::largest(top.teacher) > V::largest(top.student) && nan == 0.0f;
+    }
+  }
+
+  // Rows shorter than a vector: first all gaps, whichever row they are of, then the rows.
+  template <typename T>
+  static GID_INLINE void score_short(
+      const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+    float gaps[kRowsAChunk * N];
+    const int64_t count = rows * classes;
+    for (int64_t i = 0; i < count; i += N) {
+      if (i + N > count) {  // too few left: the last N again, or in a vector of their own
+        if (count < N) return score_few(teacher, student, rows, classes, scores, teacher_is_surer);
+        i = count - N;
+      }
+      const Gap gap = probability_gap(V::load(teacher + i), V::load(student + i));
+      V::store(gaps + i, gap.top / gap.bottom);
+    }
+    reduce_rows(gaps, teacher, student, rows, classes, scores, teacher_is_surer);
+  }
+
+  // Fewer numbers than a vector has.
+  template <typename T>
+  static GID_INLINE void score_few(
+      const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores, bool* teacher_is_surer) {
+    float t[N] = {}, s[N] = {}, gaps[N];
+    for (int64_t i = 0; i < rows * classes; ++i) {
+      t[i] = to_float(teacher[i]);
+      s[i] = to_float(student[i]);
+    }
+    const Gap gap = probability_gap(V::load(t), V::load(s));
+    V::store(gaps, gap.top / gap.bottom);
+    reduce_rows(gaps, teacher, student, rows, classes, scores, teacher_is_surer);
+  }
+
+  template <typename T>
+  static GID_INLINE void reduce_rows(
+      const float* gaps, const T* teacher, const T* student, int64_t rows, int64_t classes, float* scores,
+      bool* teacher_is_surer) {
+    for (int64_t row = 0; row < rows; ++row, gaps += classes, teacher += classes, student += classes) {
+      float score = gaps[0], sure_teacher = to_float(teacher[0]), sure_student = to_float(student[0]);
+      for (int64_t c = 1; c < classes; ++c) {
+        const float t = to_float(teacher[c]), s = to_float(student[c]);
+        score = gaps[c] > score || gaps[c] != gaps[c] ? gaps[c] : score;  // NaN is the largest, and stays
+        sure_teacher = t > sure_teacher ? t : sure_teacher;
+        sure_student = s > sure_student ? s : sure_student;
+      }
+      scores[row] = score;
+      teacher_is_surer[row] = sure_teacher > sure_student && score == score;
     }
   }
 };
@@ -107,7 +155,7 @@ ScoreRows<T>* score_rows() {
   return score_rows_4<T>;
 }
 
-// Scores all rows, and asks box_of(teacher_is_surer, row) for each row's box, which is then clipped to its image.
+// Scores all rows, and asks box_of(teacher_is_surer, row, row of the image) for each row's box, which is then clipped.
 template <typename BoxOf>
 std::tuple<Tensor, Tensor> score_and_choose(
     const Tensor& teacher_logits, const Tensor& student_logits, const std::optional<Tensor>& image_sizes,
@@ -120,18 +168,22 @@ std::tuple<Tensor, Tensor> score_and_choose(
   const int64_t* size = pointer<int64_t>(sizes);
   float* score = mutable_pointer<float>(scores);
   Box* box = mutable_pointer<Box>(boxes);
+  const int64_t chunks = (count + kRowsAChunk - 1) / kRowsAChunk;  // of an image
   for_float_type(t, [&](auto type) {
     using T = decltype(type);
     const T *teacher = pointer<T>(t), *student = pointer<T>(s);
     ScoreRows<T>* const score_some = score_rows<T>();
-    torch::stable::parallel_for(0, images * count, kRowsAThread, [&](int64_t begin, int64_t end) {
-      bool teacher_is_surer[kRowsAThread];
-      for (int64_t start = begin; start < end; start += kRowsAThread) {
-        const int64_t rows = std::min(kRowsAThread, end - start), offset = start * classes;
+    torch::stable::parallel_for(0, images * chunks, 1, [&](int64_t begin, int64_t end) {
+      bool teacher_is_surer[kRowsAChunk];
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t b = chunk / chunks, first = chunk % chunks * kRowsAChunk;
+        const int64_t rows = std::min(kRowsAChunk, count - first), start = b * count + first;
+        const int64_t offset = start * classes;
         score_some(teacher + offset, student + offset, rows, classes, score + start, teacher_is_surer);
-        for (int64_t row = start; row < start + rows; ++row) {
-          box[row] = box_of(teacher_is_surer[row - start], row);
-          if (size) box[row] = clip(box[row], float(size[row / count * 2]), float(size[row / count * 2 + 1]));
+        const float height = size ? float(size[b * 2]) : 0.0f, width = size ? float(size[b * 2 + 1]) : 0.0f;
+        for (int64_t row = 0; row < rows; ++row) {
+          const Box chosen = box_of(teacher_is_surer[row], start + row, first + row);
+          box[start + row] = size ? clip(chosen, height, width) : chosen;
         }
       }
     });
@@ -145,7 +197,7 @@ std::tuple<Tensor, Tensor> gi_score(
   check_gi_score(teacher_logits, student_logits, teacher_boxes, student_boxes, image_sizes);
   const Tensor t_boxes = prepared(teacher_boxes), s_boxes = prepared(student_boxes);
   const Box *from_teacher = pointer<Box>(t_boxes), *from_student = pointer<Box>(s_boxes);
-  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row) {
+  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row, int64_t) {
     return teacher_is_surer ? from_teacher[row] : from_student[row];
   });
 }
@@ -159,12 +211,11 @@ std::tuple<Tensor, Tensor> decoded_gi_score(
   const Tensor t_deltas = prepared(teacher_deltas), s_deltas = prepared(student_deltas), around = prepared(anchors);
   const AnyFloats from_teacher = any_floats(t_deltas), from_student = any_floats(s_deltas);
   const Box* anchor = pointer<Box>(around);
-  const int64_t count = anchors.size(0);
   const BoxCoder coder = box_coder(weights, distances);
-  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row) {
+  return score_and_choose(teacher_logits, student_logits, image_sizes, [&](bool teacher_is_surer, int64_t row, int64_t r) {
     const AnyFloats& from = teacher_is_surer ? from_teacher : from_student;
     const float deltas[4] = {from[row * 4], from[row * 4 + 1], from[row * 4 + 2], from[row * 4 + 3]};
-    return decode(coder, deltas, anchor[row % count]);
+    return decode(coder, deltas, anchor[r]);
   });
 }
 

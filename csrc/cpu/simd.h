@@ -19,7 +19,7 @@ namespace gid {
 // The types, written out for each N: GCC 12 does not take vectors whose size depends on a template's parameter.
 template <int N>
 struct Vectors;
-#define GID_VECTORS(N)                                                              \
+#define GID_VECTORS(N, ...)                                                         \
   template <>                                                                       \
   struct Vectors<N> {                                                               \
     typedef float Floats __attribute__((vector_size(N * 4)));                       \
@@ -28,13 +28,14 @@ struct Vectors;
     static GID_INLINE Words widen(const Shorts& from) {                             \
       return __builtin_convertvector(from, Words);                                  \
     }                                                                               \
+    static GID_INLINE Words lane_numbers() { return Words{__VA_ARGS__}; }           \
     static GID_INLINE Shorts narrow(const Words& from) {                            \
       return __builtin_convertvector(from, Shorts);                                 \
     }                                                                               \
   };
-GID_VECTORS(4)
-GID_VECTORS(8)
-GID_VECTORS(16)
+GID_VECTORS(4, 0, 1, 2, 3)
+GID_VECTORS(8, 0, 1, 2, 3, 4, 5, 6, 7)
+GID_VECTORS(16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 #undef GID_VECTORS
 
 template <int N>
@@ -45,6 +46,8 @@ struct Simd {
   static GID_INLINE Floats all(float value) { return value - Floats{}; }
 
   static GID_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }  // b where one is NaN
+
+  static GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }  // likewise
 
   static GID_INLINE Floats load(const float* from) {
     Floats values;
@@ -99,25 +102,28 @@ struct Simd {
     return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
   }
 
+  // Lane i of the result is lane i ^ bit.
+  static GID_INLINE Floats swapped(const Floats& lanes, int bit) {
+#ifdef __clang__
+    Floats result;
+    for (int lane = 0; lane < N; ++lane) result[lane] = lanes[lane ^ bit];
+    return result;
+#else
+    return __builtin_shuffle(lanes, Vectors<N>::lane_numbers() ^ bit);
+#endif
+  }
+
   // The largest lane, none of them NaN.
   static GID_INLINE float largest(const Floats& lanes) {
-    float values[N];
-    memcpy(values, &lanes, sizeof values);
-    for (int width = N / 2; width > 0; width /= 2) {
-      for (int lane = 0; lane < width; ++lane) {
-        values[lane] = values[lane + width] > values[lane] ? values[lane + width] : values[lane];
-      }
-    }
-    return values[0];
+    Floats top = lanes;
+    for (int bit = N / 2; bit > 0; bit /= 2) top = larger(swapped(top, bit), top);
+    return top[0];
   }
 
   static GID_INLINE float sum(const Floats& lanes) {
-    float values[N];
-    memcpy(values, &lanes, sizeof values);
-    for (int width = N / 2; width > 0; width /= 2) {
-      for (int lane = 0; lane < width; ++lane) values[lane] += values[lane + width];
-    }
-    return values[0];
+    Floats total = lanes;
+    for (int bit = N / 2; bit > 0; bit /= 2) total += swapped(total, bit);
+    return total[0];
   }
 };
 
