@@ -1,5 +1,5 @@
-// class_losses and its gradient on the CPU. Nearly all rows are background, next to each other and treated alike, so runs
-// of them are taken as one long vector whatever the number of classes. The few others are done number by number.
+// class_losses and its gradient on the CPU. Nearly all rows are background, next to each other and treated alike, so
+// runs of them are taken as one long vector whatever the number of classes. The few others are done number by number.
 #include <algorithm>
 #include <tuple>
 #include <vector>
@@ -10,7 +10,6 @@
 #include "common/checks.h"
 #include "common/losses.h"
 #include "cpu/huge_pages.h"
-#include "cpu/simd.h"
 
 namespace gid {
 namespace {
@@ -19,94 +18,14 @@ constexpr int64_t kRowsAChunk = 256;
 constexpr int64_t kNumbersAPart = 4096;  // summed in float32 before they join a double: long rows lose nothing
 constexpr float kBackground = 1.0f - kFocalAlpha;
 
-template <int N>
-struct BackgroundRows : Simd<N> {
-  using V = Simd<N>;
-  using Floats = typename V::Floats;
+}  // namespace
+}  // namespace gid
 
-  static GID_INLINE Floats exp_of_minus_size(const Floats& x) {
-    const Floats size = V::absolute(x);
-    return V::exp(-(size > 43.0f ? V::all(43.0f) : size));  // e^-43 beside 1 is nothing
-  }
+#define GID_VECTOR_CODE "cpu/class_losses_background.h"
+#include "cpu/instruction_sets.h"
 
-  template <typename T>
-  static GID_INLINE Floats load_some(const T* from, int64_t count, float rest) {
-    float values[N];
-    for (int64_t i = 0; i < N; ++i) values[i] = i < count ? to_float(from[i]) : rest;
-    return V::load(values);
-  }
-
-  template <typename T>
-  static GID_INLINE double sum(const T* logits, int64_t count) {
-    double total = 0.0;
-    for (int64_t start = 0; start < count; start += kNumbersAPart) {
-      const int64_t end = std::min(start + kNumbersAPart, count);
-      Floats part{};
-      int64_t i = start;
-      for (; i + N <= end; i += N) {
-        const Floats x = V::load(logits + i);
-        part += Focal<Floats>(x, exp_of_minus_size(x)).loss;
-      }
-      if (i < end) {
-        const Floats x = load_some(logits + i, end - i, -INFINITY);
-        part += Focal<Floats>(x, exp_of_minus_size(x)).loss;
-      }
-      total += V::sum(part);
-    }
-    return total;
-  }
-
-  template <typename T>
-  static GID_INLINE void gradient(const T* logits, int64_t count, float scale, T* result) {
-    int64_t i = 0;
-    for (; i + N <= count; i += N) {
-      const Floats x = V::load(logits + i);
-      V::store(result + i, Focal<Floats>(x, exp_of_minus_size(x)).derivative * scale);
-    }
-    if (i == count) return;
-    float values[N];
-    const Floats x = load_some(logits + i, count - i, -INFINITY);
-    V::store(values, Focal<Floats>(x, exp_of_minus_size(x)).derivative * scale);
-    for (int64_t lane = 0; i + lane < count; ++lane) result[i + lane] = from_float<T>(values[lane]);
-  }
-};
-
-template <typename T>
-using Sum = double(const T*, int64_t);
-template <typename T>
-using Gradient = void(const T*, int64_t, float, T*);
-
-#define GID_BACKGROUND(N, target)                                                    \
-  template <typename T>                                                              \
-  target double sum_##N(const T* logits, int64_t count) {                            \
-    return BackgroundRows<N>::sum(logits, count);                                    \
-  }                                                                                  \
-  template <typename T>                                                              \
-  target void gradient_##N(const T* logits, int64_t count, float scale, T* result) { \
-    BackgroundRows<N>::gradient(logits, count, scale, result);                       \
-  }
-GID_BACKGROUND(4, )
-#ifdef GID_X86
-GID_BACKGROUND(8, GID_TARGET("avx2"))
-GID_BACKGROUND(16, GID_TARGET("avx512f"))
-#endif
-#undef GID_BACKGROUND
-
-template <typename T>
-struct Functions {
-  Sum<T>* sum;
-  Gradient<T>* gradient;
-};
-
-// The widest that this machine can run.
-template <typename T>
-Functions<T> functions() {
-#ifdef GID_X86
-  if (__builtin_cpu_supports("avx512f")) return {sum_16<T>, gradient_16<T>};
-  if (__builtin_cpu_supports("avx2")) return {sum_8<T>, gradient_8<T>};
-#endif
-  return {sum_4<T>, gradient_4<T>};
-}
+namespace gid {
+namespace {
 
 // One image, as the kernels see it. matched, or teacher and mask, may be missing.
 template <typename T>
@@ -166,10 +85,11 @@ void for_each_run(int64_t begin, int64_t end, const Member& is_member, const Bod
 }
 
 template <typename T>
-double focal_sum(const Image<T>& image, const Functions<T>& run, int64_t begin, int64_t end) {
+double focal_sum(const Image<T>& image, int64_t begin, int64_t end) {
+  const auto background_sum = GID_WIDEST(background_sum<T>);
   double total = 0.0;
   for_each_run(begin, end, [&](int64_t row) { return image.match(row) == -1; }, [&](int64_t first, int64_t last) {
-    total += kBackground * run.sum(image.logits + first * image.classes, (last - first) * image.classes);
+    total += kBackground * background_sum(image.logits + first * image.classes, (last - first) * image.classes);
   });
   for (int64_t row = begin; row < end; ++row) {
     if (image.match(row) < 0) continue;
@@ -192,15 +112,17 @@ double response_sum(const Image<T>& image, int64_t begin, int64_t end) {
 // Every number of `result` is written once.
 template <typename T>
 void write_gradient(
-    const Image<T>& image, const Functions<T>& run, float of_focal, float of_response, int64_t begin, int64_t end,
+    const Image<T>& image, float of_focal, float of_response, int64_t begin, int64_t end,
     T* result) {
+  const auto background_gradient = GID_WIDEST(background_gradient<T>);
   const int64_t classes = image.classes;
   const auto is_plain = [&](int64_t row) { return !image.is_masked(row) && image.match(row) < 0; };
   for_each_run(begin, end, is_plain, [&](int64_t first, int64_t last) {
     const auto is_background = [&](int64_t row) { return image.match(row) == -1; };
     const auto is_left_out = [&](int64_t row) { return image.match(row) < -1; };
     for_each_run(first, last, is_background, [&](int64_t from, int64_t to) {
-      run.gradient(image.logits + from * classes, (to - from) * classes, of_focal * kBackground, result + from * classes);
+      background_gradient(
+          image.logits + from * classes, (to - from) * classes, of_focal * kBackground, result + from * classes);
     });
     for_each_run(first, last, is_left_out, [&](int64_t from, int64_t to) {
       std::fill(result + from * classes, result + to * classes, T{});
@@ -281,10 +203,9 @@ std::tuple<Tensor, Tensor> class_losses(
   std::vector<double> of_focal(in.images * in.chunks, 0.0), of_response(in.images * in.chunks, 0.0);
   for_float_type(in.logits, [&](auto type) {
     using T = decltype(type);
-    const Functions<T> run = functions<T>();
     in.for_each_chunk([&](int64_t b, int64_t begin, int64_t end, int64_t i) {
       const Image<T> image = in.image<T>(b);
-      if (image.matched && !focal) of_focal[i] = focal_sum(image, run, begin, end);
+      if (image.matched && !focal) of_focal[i] = focal_sum(image, begin, end);
       if (image.mask) of_response[i] = response_sum(image, begin, end);
     });
   });
@@ -312,11 +233,10 @@ Tensor class_losses_backward(
   const float *of_focal = pointer<float>(focal), *of_response = pointer<float>(response);
   for_float_type(in.logits, [&](auto type) {
     using T = decltype(type);
-    const Functions<T> run = functions<T>();
     T* out = mutable_pointer<T>(result);
     in.for_each_chunk([&](int64_t b, int64_t begin, int64_t end, int64_t) {
       const Image<T> image = in.image<T>(b);
-      write_gradient(image, run, of_focal ? of_focal[b] : 0.0f, of_response ? of_response[b] : 0.0f, begin, end,
+      write_gradient(image, of_focal ? of_focal[b] : 0.0f, of_response ? of_response[b] : 0.0f, begin, end,
                      out + image.first);
     });
   });

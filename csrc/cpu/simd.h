@@ -1,130 +1,163 @@
-// N numbers at a time, with the vector types of GCC and Clang: what the compiler makes of plain loops depends on too much.
-#pragma once
-
-#include "common/types.h"
-
-// A function for one instruction set is marked GID_TARGET("avx2"), say; what it calls must be inlined into it.
-#define GID_INLINE inline __attribute__((always_inline))
-#if defined(__x86_64__)
-#define GID_X86 1
-#define GID_TARGET(set) __attribute__((target(set)))
-#endif
-
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // on how such vectors are passed: none is, all is inlined
-#endif
-
+// GID_LANES floats at a time: what the compiler makes of plain loops depends on too much. Written with the vector types
+// of GCC and Clang, and with intrinsics where those take more instructions. No #pragma once: cpu/instruction_sets.h reads
+// it once for each instruction set.
 namespace gid {
+namespace {
+namespace GID_SET {
 
-// The types, written out for each N: GCC 12 does not take vectors whose size depends on a template's parameter.
-template <int N>
-struct Vectors;
-#define GID_VECTORS(N, ...)                                                         \
-  template <>                                                                       \
-  struct Vectors<N> {                                                               \
-    typedef float Floats __attribute__((vector_size(N * 4)));                       \
-    typedef uint32_t Words __attribute__((vector_size(N * 4)));                     \
-    typedef uint16_t Shorts __attribute__((vector_size(N * 2)));                    \
-    static GID_INLINE Words widen(const Shorts& from) {                             \
-      return __builtin_convertvector(from, Words);                                  \
-    }                                                                               \
-    static GID_INLINE Words lane_numbers() { return Words{__VA_ARGS__}; }           \
-    static GID_INLINE Shorts narrow(const Words& from) {                            \
-      return __builtin_convertvector(from, Shorts);                                 \
-    }                                                                               \
-  };
-GID_VECTORS(4, 0, 1, 2, 3)
-GID_VECTORS(8, 0, 1, 2, 3, 4, 5, 6, 7)
-GID_VECTORS(16, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-#undef GID_VECTORS
+constexpr int N = GID_LANES;
+typedef float Floats __attribute__((vector_size(N * 4)));
+typedef uint32_t Words __attribute__((vector_size(N * 4)));
+typedef uint16_t Shorts __attribute__((vector_size(N * 2)));
 
-template <int N>
-struct Simd {
-  using Floats = typename Vectors<N>::Floats;
-  using Words = typename Vectors<N>::Words;
+GID_INLINE Floats all(float value) { return value - Floats{}; }
 
-  static GID_INLINE Floats all(float value) { return value - Floats{}; }
+GID_INLINE Floats absolute(const Floats& x) { return (Floats)((Words)x & 0x7fffffff); }
 
-  static GID_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }  // b where one is NaN
+GID_INLINE Floats load(const float* from) {
+  Floats values;
+  memcpy(&values, from, sizeof values);
+  return values;
+}
 
-  static GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }  // likewise
+GID_INLINE Words load_words(const void* from) {
+  Shorts values;
+  memcpy(&values, from, sizeof values);
+  return __builtin_convertvector(values, Words);
+}
 
-  static GID_INLINE Floats load(const float* from) {
-    Floats values;
-    memcpy(&values, from, sizeof values);
-    return values;
-  }
+GID_INLINE Floats load(const BFloat16* from) { return (Floats)(load_words(from) << 16); }
 
-  static GID_INLINE Words load_words(const void* from) {
-    typename Vectors<N>::Shorts values;
-    memcpy(&values, from, sizeof values);
-    return Vectors<N>::widen(values);
-  }
+GID_INLINE Floats load(const Half* from) {  // as to_float(Half) does it
+  const Words bits = load_words(from);
+  const Floats scaled = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
+  const Words special = (Words)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
+  return (Floats)((Words)scaled | special | (bits & 0x8000) << 16);
+}
 
-  static GID_INLINE Floats load(const BFloat16* from) { return (Floats)(load_words(from) << 16); }
+GID_INLINE void store(float* to, const Floats& values) { memcpy(to, &values, sizeof values); }
 
-  static GID_INLINE Floats load(const Half* from) {  // as to_float(Half) does it
-    const Words bits = load_words(from);
-    const Floats scaled = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
-    const Words special = (Words)((bits & 0x7c00) == 0x7c00) & 0x7f800000;
-    return (Floats)((Words)scaled | special | (bits & 0x8000) << 16);
-  }
+GID_INLINE void store(BFloat16* to, const Floats& values) {  // as from_float<BFloat16> does it
+  const Words bits = (Words)values;
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words kept = values == values ? rounded : Words{} + 0x7fc0;
+  const Shorts shorts = __builtin_convertvector(kept, Shorts);
+  memcpy(to, &shorts, sizeof shorts);
+}
 
-  static GID_INLINE void store(float* to, const Floats& values) { memcpy(to, &values, sizeof values); }
+GID_INLINE void store(Half* to, const Floats& values) {
+  float lanes[N];
+  memcpy(lanes, &values, sizeof lanes);
+  for (int lane = 0; lane < N; ++lane) to[lane] = from_float<Half>(lanes[lane]);
+}
 
-  static GID_INLINE void store(BFloat16* to, const Floats& values) {  // as from_float<BFloat16> does it
-    const Words bits = (Words)values;
-    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Words kept = values == values ? rounded : Words{} + 0x7fc0;
-    const typename Vectors<N>::Shorts shorts = Vectors<N>::narrow(kept);
-    memcpy(to, &shorts, sizeof shorts);
-  }
+// larger and smaller give b where one is NaN. multiply_add(a, b, c) is a * b + c, rounded once where that is faster.
+#if GID_LANES == 16
 
-  static GID_INLINE void store(Half* to, const Floats& values) {
-    float lanes[N];
-    memcpy(lanes, &values, sizeof lanes);
-    for (int lane = 0; lane < N; ++lane) to[lane] = from_float<Half>(lanes[lane]);
-  }
+GID_INLINE Floats larger(const Floats& a, const Floats& b) { return _mm512_max_ps(a, b); }
+GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return _mm512_min_ps(a, b); }
+GID_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) { return _mm512_fmadd_ps(a, b, c); }
 
-  static GID_INLINE Floats absolute(const Floats& x) { return (Floats)((Words)x & 0x7fffffff); }
+// x within [-limit, limit]; anything of these for NaN.
+GID_INLINE Floats within(const Floats& x, float limit) {
+  return _mm512_range_ps(x, all(limit), 2);  // the smaller magnitude, with the sign of x
+}
 
-  // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large. NaN stays NaN, for which 2^n has to be a
-  // factor: added to the exponent's bits it would be the NaN's own low bits, which may be set.
-  static GID_INLINE Floats exp(const Floats& x) {
-    const Floats y = x * 1.44269504f;              // e^x = 2^y
-    const Floats shifted = y + 12582912.0f;        // 1.5 * 2^23: the sum's lowest bits are y rounded
-    const Floats f = y - (shifted - 12582912.0f);  // -0.5 to 0.5
-    Floats power = f * 1.32647e-3f + 9.67151e-3f;  // 2^f by the polynomial of least relative error, 1.3e-7
-    power = power * f + 5.550734e-2f;
-    power = power * f + 2.4022242e-1f;
-    power = power * f + 6.9314698e-1f;
-    power = power * f + 1.0f;
-    return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
-  }
+struct Nans {  // whether any of the numbers seen was NaN
+  __mmask16 lanes = 0;
+  GID_INLINE void see(const Floats& a, const Floats& b) { lanes |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
+  GID_INLINE bool any() const { return lanes; }
+};
 
-  // Lane i of the result is lane i ^ bit.
-  static GID_INLINE Floats swapped(const Floats& lanes, int bit) {
-#ifdef __clang__
-    Floats result;
-    for (int lane = 0; lane < N; ++lane) result[lane] = lanes[lane ^ bit];
-    return result;
 #else
-    return __builtin_shuffle(lanes, Vectors<N>::lane_numbers() ^ bit);
+
+#if GID_LANES == 8
+GID_INLINE Floats larger(const Floats& a, const Floats& b) { return _mm256_max_ps(a, b); }
+GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return _mm256_min_ps(a, b); }
+GID_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) { return _mm256_fmadd_ps(a, b, c); }
+#else
+GID_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
+GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
+GID_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
 #endif
-  }
 
-  // The largest lane, none of them NaN.
-  static GID_INLINE float largest(const Floats& lanes) {
-    Floats top = lanes;
-    for (int bit = N / 2; bit > 0; bit /= 2) top = larger(swapped(top, bit), top);
-    return top[0];
-  }
+GID_INLINE Floats within(const Floats& x, float limit) { return smaller(all(limit), larger(all(-limit), x)); }
 
-  static GID_INLINE float sum(const Floats& lanes) {
-    Floats total = lanes;
-    for (int bit = N / 2; bit > 0; bit /= 2) total += swapped(total, bit);
-    return total[0];
+struct Nans {
+  Words lanes{};
+  GID_INLINE void see(const Floats& a, const Floats& b) { lanes |= (Words)(a != a) | (Words)(b != b); }
+  GID_INLINE bool any() const {
+    uint64_t pairs[N / 2], found = 0;
+    memcpy(pairs, &lanes, sizeof pairs);
+    for (const uint64_t pair : pairs) found |= pair;
+    return found;
   }
 };
 
+#endif
+
+// 2^y for y in [-62, 62], within 2e-7 of it. NaN stays NaN.
+GID_INLINE Floats exp2(const Floats& y) {
+#if GID_LANES == 16
+  const Floats whole = _mm512_roundscale_ps(y, 0), f = y - whole;  // f: -0.5 to 0.5
+#else
+  const Floats shifted = y + 12582912.0f;  // 1.5 * 2^23: the sum's lowest bits are y rounded
+  const Floats f = y - (shifted - 12582912.0f);
+#endif
+  // 2^f by the polynomial of least relative error, 1.3e-7.
+  Floats power = multiply_add(f, all(1.32647e-3f), all(9.67151e-3f));
+  power = multiply_add(power, f, all(5.550734e-2f));
+  power = multiply_add(power, f, all(2.4022242e-1f));
+  power = multiply_add(power, f, all(6.9314698e-1f));
+  power = multiply_add(power, f, all(1.0f));
+#if GID_LANES == 16
+  return _mm512_scalef_ps(power, whole);
+#else
+  // A factor, not added to the exponent's bits: for NaN those would be the NaN's own low bits, which may be set.
+  return power * (Floats)(((Words)shifted << 23) + 0x3f800000);
+#endif
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large.
+GID_INLINE Floats exp(const Floats& x) { return exp2(x * kLog2E); }
+
+// largest(lanes): none of them may be NaN.
+#if GID_LANES == 16
+
+GID_INLINE float largest(const Floats& lanes) { return _mm512_reduce_max_ps(lanes); }
+GID_INLINE float sum(const Floats& lanes) { return _mm512_reduce_add_ps(lanes); }
+
+#else
+
+// Lane i of the result is lane i ^ bit.
+GID_INLINE Floats swapped(const Floats& lanes, int bit) {
+#ifdef __clang__
+  Floats result;
+  for (int lane = 0; lane < N; ++lane) result[lane] = lanes[lane ^ bit];
+  return result;
+#elif GID_LANES == 8
+  return __builtin_shuffle(lanes, Words{0, 1, 2, 3, 4, 5, 6, 7} ^ bit);
+#else
+  return __builtin_shuffle(lanes, Words{0, 1, 2, 3} ^ bit);
+#endif
+}
+
+GID_INLINE float largest(const Floats& lanes) {
+  Floats top = lanes;
+  for (int bit = N / 2; bit > 0; bit /= 2) top = larger(swapped(top, bit), top);
+  return top[0];
+}
+
+GID_INLINE float sum(const Floats& lanes) {
+  Floats total = lanes;
+  for (int bit = N / 2; bit > 0; bit /= 2) total += swapped(total, bit);
+  return total[0];
+}
+
+#endif
+
+}  // namespace GID_SET
+}  // namespace
 }  // namespace gid
