@@ -272,8 +272,8 @@ def class_losses(
     L_cls over the rows of mask (B, R) bool, with p and y the sigmoids of student and teacher: BCE(p, y) less the
     entropy of y; with soft_focal: (0.25 y + 0.75 (1 - y)) (y - p)^2 BCE(p, y). No gradient to the teacher.
     """
-    student, zeros = _arithmetic(logits), _arithmetic(logits).new_zeros(len(logits))
-    response = task = zeros
+    student = _arithmetic(logits)
+    task, response = student.new_zeros(len(logits)), student.new_zeros(len(logits))
     if matched is not None and labels is not None:
         left_out = (matched < -1)[..., None]
         counted = student.masked_fill(left_out, 0.0)  # before any arithmetic: 0 * NaN is NaN, in the gradient too
@@ -328,7 +328,7 @@ def box_losses(
     anchors (R, 4). L_reg: smooth L1 with `beta` to the teacher's deltas, over the rows of mask (B, R) bool.
     """
     student = _arithmetic(deltas)
-    response = task = student.new_zeros(len(deltas))
+    task, response = student.new_zeros(len(deltas)), student.new_zeros(len(deltas))
     if matched is not None and boxes is not None and anchors is not None and boxes.shape[1] > 0:
         task = _box_errors(student, matched, boxes, anchors, weights).abs().sum(dim=(1, 2))
     if teacher_deltas is not None and mask is not None:

@@ -135,7 +135,8 @@ class GID(nn.Module):
     ) -> tuple[dict[str, Tensor], GeneralInstances]:
         """Both models' outputs of one batch -> (weighted losses by name, the instances they were computed from).
 
-        teacher_outputs: of the same images, under torch.no_grad. student_detector: gives label assignment and response
+        teacher_outputs: of the same images, under torch.no_grad, and of the same anchors, which is not looked at here:
+        `check_anchors` does, once before training. student_detector: gives label assignment and response
         losses. targets: B dicts {boxes (N, 4) in the outputs' pixels, ...} or None for an unlabelled image; read only
         where `kinds` is not "all". The losses are 0-dim float32 tensors under `LOSS_NAMES`. Raises ValueError where the
         two outputs do not fit together or with the channels given.

@@ -75,9 +75,7 @@ def box_losses(
     check_number(beta, "beta")
     if beta == 0:
         raise ValueError("beta is 0, expected more")
-    return torch.ops.gid.box_losses(
-        deltas, matched, boxes, anchors, teacher_deltas, mask, beta, check_weights(weights)
-    )
+    return torch.ops.gid.box_losses(deltas, matched, boxes, anchors, teacher_deltas, mask, beta, check_weights(weights))
 
 
 @torch.library.register_fake("gid::box_losses")
