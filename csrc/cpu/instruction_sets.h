@@ -1,9 +1,9 @@
 // Compiles the file GID_VECTOR_CODE, after cpu/simd.h, once for each instruction set, each time in a namespace of its
-// own: lanes_4 on any machine, lanes_8 with AVX2, lanes_16 with AVX-512. Templates would not do: intrinsics can be inlined
-// only into functions compiled for their instructions, which no template parameter can say. For the same reason what the
-// compiler makes by itself, such as the constructor of a class with defaults, cannot call these functions. And nothing of
-// the standard library is used there: one of its templates, once compiled for AVX-512, might be the copy that code for all
-// machines is linked with.
+// own: lanes_4 on any machine, lanes_8 with AVX2, lanes_16 with AVX-512. Templates would not do: intrinsics can be
+// inlined only into functions compiled for their instructions, which no template parameter can say. For the same reason
+// what the compiler makes by itself, such as the constructor of a class with defaults, cannot call these functions. And
+// nothing of the standard library is used there: one of its templates, once compiled for AVX-512, might be the copy
+// that code for all machines is linked with.
 #pragma once
 
 #include "common/types.h"
@@ -51,10 +51,10 @@
 #define GID_LANES 16
 #define GID_SET lanes_16
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq")
+#pragma GCC target("avx512f,avx512bw,avx512dq")
 #endif
 #include "cpu/simd.h"
 #include GID_VECTOR_CODE
@@ -73,7 +73,7 @@ namespace gid {
 // The floats that a vector of this machine holds.
 inline int lanes() {
 #ifdef GID_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return 16;
+  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) return 16;  // with avx512f
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 8;
 #endif
   return 4;

@@ -1,6 +1,6 @@
 // GID_LANES floats at a time: what the compiler makes of plain loops depends on too much. Written with the vector types
-// of GCC and Clang, and with intrinsics where those take more instructions. No #pragma once: cpu/instruction_sets.h reads
-// it once for each instruction set.
+// of GCC and Clang, and with intrinsics where those take more instructions. No #pragma once: cpu/instruction_sets.h
+// reads it once for each instruction set.
 namespace gid {
 namespace {
 namespace GID_SET {
@@ -20,6 +20,24 @@ GID_INLINE Floats load(const float* from) {
   return values;
 }
 
+#if GID_LANES == 16
+
+GID_INLINE Floats load(const BFloat16* from) {  // one shuffle: widening and shifting cost several times that
+  const __m512i twice = _mm512_set_epi32(
+      0xf000f, 0xe000e, 0xd000d, 0xc000c, 0xb000b, 0xa000a, 0x90009, 0x80008, 0x70007, 0x60006, 0x50005, 0x40004,
+      0x30003, 0x20002, 0x10001, 0);
+  const __m512i values = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)from));
+  return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, twice, values);
+}
+
+GID_INLINE Floats load(const Half* from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from)); }
+
+GID_INLINE void store(Half* to, const Floats& values) {
+  _mm256_storeu_si256((__m256i*)to, _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#else
+
 GID_INLINE Words load_words(const void* from) {
   Shorts values;
   memcpy(&values, from, sizeof values);
@@ -35,6 +53,14 @@ GID_INLINE Floats load(const Half* from) {  // as to_float(Half) does it
   return (Floats)((Words)scaled | special | (bits & 0x8000) << 16);
 }
 
+GID_INLINE void store(Half* to, const Floats& values) {
+  float lanes[N];
+  memcpy(lanes, &values, sizeof lanes);
+  for (int lane = 0; lane < N; ++lane) to[lane] = from_float<Half>(lanes[lane]);
+}
+
+#endif
+
 GID_INLINE void store(float* to, const Floats& values) { memcpy(to, &values, sizeof values); }
 
 GID_INLINE void store(BFloat16* to, const Floats& values) {  // as from_float<BFloat16> does it
@@ -43,12 +69,6 @@ GID_INLINE void store(BFloat16* to, const Floats& values) {  // as from_float<BF
   const Words kept = values == values ? rounded : Words{} + 0x7fc0;
   const Shorts shorts = __builtin_convertvector(kept, Shorts);
   memcpy(to, &shorts, sizeof shorts);
-}
-
-GID_INLINE void store(Half* to, const Floats& values) {
-  float lanes[N];
-  memcpy(lanes, &values, sizeof lanes);
-  for (int lane = 0; lane < N; ++lane) to[lane] = from_float<Half>(lanes[lane]);
 }
 
 // larger and smaller give b where one is NaN. multiply_add(a, b, c) is a * b + c, rounded once where that is faster.
