@@ -17,6 +17,7 @@ from gid_cuda.data.scenes import CLASSES, draw_scene
 from gid_cuda.errors import UserError
 
 _VERSION = 2  # of the pictures; a change in scenes.py that alters them raises it, so that no run finds the old ones
+_OURS = ("generated-", "unfinished-")  # what this module writes
 _SMALLEST = 48  # pixels; below it shapes of ten pixels have no room
 
 
@@ -36,6 +37,7 @@ def generate(config: GeneratedConfig, root: Path) -> Path:
     folder = root / f"generated-{digest}"
     if folder.is_dir():
         return folder
+    _check_free(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root, ignore_cleanup_errors=True) as name:
@@ -53,6 +55,16 @@ def generate(config: GeneratedConfig, root: Path) -> Path:
             " choose another place with data.root=..."
         ) from None
     return folder
+
+
+def _check_free(root: Path) -> None:
+    """Whoever names their own data set, and not its format, wants no drawn pictures in it, and no training on them."""
+    others = [p.name for p in root.iterdir() if not p.name.startswith((".", *_OURS))] if root.is_dir() else []
+    if others:
+        raise UserError(
+            f"data.root {root} holds other files ({others[0]}), but data.format is generated: set data.format=coco or"
+            " data.format=voc to train on them, or name another folder for pictures to be drawn"
+        )
 
 
 def _write_part(work: Path, name: str, part: int, count: int, config: GeneratedConfig) -> None:

@@ -42,10 +42,11 @@ def class_losses(
     Args:
         logits: (B, R, C) float32, float16 or bfloat16, before sigmoid.
         matched: (B, R) int64, what `match_anchors` gives: the row's ground truth n, -1: background, less: left out.
-        labels: (B, N) int64, classes in 0..C-1. Goes with `matched`; without both the focal loss is 0.
+        labels: (B, N) int64, classes in 0..C-1. Goes with `matched`; without both the focal loss is 0. Values are not
+            looked at on the host: a row with another label, or with matched >= N, counts as background.
         teacher_logits: (B, R, C) of any of the three types.
         mask: (B, R) bool; other rows of the teacher are not read. Goes with `teacher_logits`; without both L_cls is 0.
-        focal: (B,) float32: the focal loss of these logits where it has been computed before. It is returned as it is,
+        focal: (B,) float32, with `matched`: the focal loss of these logits, computed before. It is returned as it is,
             and its gradient comes with that of L_cls: a task loss and a response loss that are computed one after the
             other then still have one gradient tensor between them.
         kind: of L_cls.

@@ -96,6 +96,14 @@ def test_place_that_cannot_be_written(tmp_path: Path) -> None:
         build_dataset(config(tmp_path / "file"), "train")
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    """data.root names the user's own data, and data.format has been forgotten."""
+    (tmp_path / "instances.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds other files \(instances.json\), .* set data.format=coco or"):
+        generated.generate(GeneratedConfig(train_images=1, val_images=1), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["instances.json"]
+
+
 def test_too_small(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="data.generated asks for images of 64x47 pixels: at least 48x48 are needed"):
         build_dataset(config(tmp_path, height=47), "train")
