@@ -1,5 +1,6 @@
 // What every operator demands of its arguments, checked once more behind the Python wrappers for whoever calls
-// torch.ops.gid directly; and tensors as kernels want them. For the host side of csrc/cpu/*.cpp and csrc/cuda/*.cu; kernels do not read this file.
+// torch.ops.gid directly; and tensors as kernels want them. For the host side of csrc/cpu/*.cpp and csrc/cuda/*.cu;
+// kernels do not read this file.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// gi_score and decoded_gi_score: one pass over the logits. A row (one box's C classes) is read by 1 to 32 neighbouring lanes of a warp in
-// pieces of 16 bytes, so that short and long rows both keep all lanes busy.
+// gi_score and decoded_gi_score: one pass over the logits. A row (one box's C classes) is read by 1 to 32 neighbouring
+// lanes of a warp in pieces of 16 bytes, so that short and long rows both keep all lanes busy.
 #pragma once
 
 #include "common/coder.h"
