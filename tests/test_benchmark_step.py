@@ -30,7 +30,8 @@ def arguments(name: str, *overrides: str, **others: Any) -> argparse.Namespace:
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_every_part_of_a_step_is_timed(fused: str, tmp_path: Path, capsys: Any) -> None:
     more = ["data.generated.train_images=4", "data.generated.width=96", "data.generated.height=64"]
-    step.main(arguments("demo.yaml", f"train.fused_losses={fused}", *more, json=tmp_path / "step.json"))
+    places = [f"data.root={tmp_path / 'data'}", f"teacher.weights={tmp_path / 'teacher.pt'}"]  # not those of a run here
+    step.main(arguments("demo.yaml", f"train.fused_losses={fused}", *more, *places, json=tmp_path / "step.json"))
     content = json.loads((tmp_path / "step.json").read_text())
     assert content["machine"]["kind"] == "cpu"
     found = content["step"]
@@ -43,12 +44,13 @@ def test_every_part_of_a_step_is_timed(fused: str, tmp_path: Path, capsys: Any) 
     assert found["criterion"]["share"] == pytest.approx(share / found["step_s"]["distilled"])
     assert found["padded"][:2] == [2, 3] and found["classes"] == 4
     said = capsys.readouterr().out
-    assert "the teacher has random weights in place of runs/demo/teacher/best.pt" in said
+    assert f"the teacher has random weights in place of {tmp_path / 'teacher.pt'}" in said
     assert "criterion: " in said and "loader: the step " in said and said.count("teacher (forward)") == 1
 
 
 def test_a_config_whose_data_and_weights_are_not_there(tmp_path: Path) -> None:
-    config = load_config(CONFIGS / "retina.yaml", [*TINY, f"data.root={tmp_path / 'coco'}", "device=cpu"])
+    places = [f"data.root={tmp_path / 'coco'}", f"teacher.weights={tmp_path / 'teacher.pt'}"]
+    config = load_config(CONFIGS / "retina.yaml", [*TINY, *places, "device=cpu"])
     found = step.measure(config, tmp_path / "drawn", 1)
     assert found["classes"] == 80 and found["padded"] == [2, 3, 64, 96]
     assert [note.split(" in place of")[0].split(" is not there")[0] for note in found["notes"]] == [
