@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
@@ -116,3 +118,19 @@ def random_targets(batch: int, *, seed: int, device: str = "cpu") -> list[dict[s
 def leaves(outputs: DetectorOutputs) -> list[Tensor]:
     """What gradients may flow to."""
     return [*outputs.features, outputs.logits, outputs.deltas]
+
+
+def captured(step: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """The CUDA graph of a call of `step`, and what it will write to; fails where the host would wait for the device."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    stream.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return graph, results

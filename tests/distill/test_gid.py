@@ -14,7 +14,7 @@ from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs
 from gid_cuda.distill import GID, LOSS_NAMES, check_anchors
 
 from . import naive
-from .fakes import FakeDetector, exact_outputs, leaves, random_outputs, random_targets
+from .fakes import FakeDetector, captured, exact_outputs, leaves, random_outputs, random_targets
 
 
 def double(outputs: DetectorOutputs) -> DetectorOutputs:
@@ -269,24 +269,14 @@ def test_forward_and_backward_in_a_cuda_graph() -> None:
         losses, found = gid(teacher, student, detector)
         return [*losses.values(), found.boxes, *torch.autograd.grad(sum(losses.values()), inputs)]
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    stream.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    graph, results = captured(step)
     other = random_outputs(seed=2, device="cuda")
     with torch.no_grad():
         for ours, new in zip(leaves(student), leaves(other), strict=True):
             ours.copy_(new)
     graph.replay()
     torch.cuda.synchronize()
-    for replayed, expected in zip(captured, step(), strict=True):
+    for replayed, expected in zip(results, step(), strict=True):
         torch.testing.assert_close(replayed, expected)
 
 

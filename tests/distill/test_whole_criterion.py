@@ -11,7 +11,7 @@ from gid_cuda.detectors.backbones import fpn_backbone
 from gid_cuda.detectors.dense_losses import DenseOutputs, task_losses
 from gid_cuda.distill import GID, LOSS_NAMES
 
-from .fakes import leaves, random_outputs
+from .fakes import captured, leaves, random_outputs
 from .test_gid import Forbid
 
 TARGETS = [
@@ -93,21 +93,11 @@ def test_captured_in_a_cuda_graph_and_replayed(retinanet: RetinaNet, beside: str
     def step() -> list[Tensor]:
         return total(gid, detector, teacher, student)
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    stream.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    graph, results = captured(step)
     with torch.no_grad():
         for ours, new in zip(leaves(student), leaves(dense(2, device="cuda")), strict=True):
             ours.copy_(new)
     graph.replay()
     torch.cuda.synchronize()
-    for replayed, expected in zip(captured, step(), strict=True):
+    for replayed, expected in zip(results, step(), strict=True):
         torch.testing.assert_close(replayed, expected)

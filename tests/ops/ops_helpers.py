@@ -39,3 +39,15 @@ def random_boxes(images: int, count: int, extent: float, smallest: float, larges
     """(B, K, 4) xyxy: corners in an image of `extent` pixels, some boxes reaching out of it."""
     corner = torch.rand(images, count, 2) * extent * 1.2 - extent * 0.1
     return torch.cat([corner, corner + smallest + torch.rand(images, count, 2) * (largest - smallest)], dim=2)
+
+
+def on(device: str, arguments: dict) -> dict:
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+
+
+def with_gradient(function, name: str, arguments: dict, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Both losses (B,) of a head, and the gradient of their sum weighted by weights (2, B) to the argument `name`."""
+    prediction = arguments[name].detach().requires_grad_()
+    losses = function(**arguments | {name: prediction})
+    (gradient,) = torch.autograd.grad((torch.stack(losses) * weights.to(losses[0])).sum(), prediction)
+    return [loss.detach() for loss in losses] + [gradient]

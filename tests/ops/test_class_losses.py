@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import DTYPES, INF, NAN, each_device, each_dtype
+from ops_helpers import DTYPES, INF, NAN, each_device, each_dtype, on, with_gradient
 
 from gid_cuda import reference
 from gid_cuda.ops import class_losses
@@ -31,18 +31,6 @@ def inputs(images: int, count: int, classes: int, dtype: torch.dtype = torch.flo
     )
 
 
-def with_gradient(function, arguments: dict, weights: torch.Tensor) -> list[torch.Tensor]:
-    """Both losses (B,), and the gradient to the logits of their sum weighted by weights (2, B)."""
-    logits = arguments["logits"].detach().requires_grad_()
-    losses = function(**arguments | dict(logits=logits))
-    (gradient,) = torch.autograd.grad((torch.stack(losses) * weights.to(losses[0])).sum(), logits)
-    return [loss.detach() for loss in losses] + [gradient]
-
-
-def on(device: str, arguments: dict) -> dict:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-
-
 def in_double(arguments: dict) -> dict:
     """The arguments of class_losses as those of its reference, computed with in float64."""
     soft_focal = arguments.get("kind") == "focal"
@@ -57,8 +45,8 @@ def compare(arguments: dict, device: str = "cpu") -> list[torch.Tensor]:
     """Against float64 arithmetic: sums within 1e-5 of them or 1e-6 a number, gradients within 3e-6 before rounding."""
     logits = arguments["logits"]
     weights = torch.linspace(-1.5, 2.0, 2 * len(logits)).view(2, -1)
-    actual = with_gradient(class_losses, on(device, arguments), weights.to(device))
-    expected = with_gradient(reference.class_losses, in_double(arguments), weights)
+    actual = with_gradient(class_losses, "logits", on(device, arguments), weights.to(device))
+    expected = with_gradient(reference.class_losses, "logits", in_double(arguments), weights)
     assert [a.dtype for a in actual] == [torch.float32, torch.float32, logits.dtype]
     size = max(float(logits.abs().max()), 1.0) if logits.numel() else 1.0
     for loss, double in zip(actual[:2], expected[:2], strict=True):
@@ -110,8 +98,8 @@ def test_small_losses_of_confident_background_keep_their_digits(device: str):
         logits = torch.linspace(0.0, 1.0, 500)[:, None] + start
         matched = torch.full((500, 1), -1)
         arguments = dict(logits=logits[:, None], matched=matched, labels=torch.zeros(500, 0, dtype=torch.int64))
-        actual = with_gradient(class_losses, on(device, arguments), torch.ones(2, 500))
-        expected = with_gradient(reference.class_losses, in_double(arguments), torch.ones(2, 500))
+        actual = with_gradient(class_losses, "logits", on(device, arguments), torch.ones(2, 500))
+        expected = with_gradient(reference.class_losses, "logits", in_double(arguments), torch.ones(2, 500))
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a.cpu().double(), e, rtol=2e-5, atol=0)
 
@@ -138,7 +126,9 @@ def test_a_student_equal_to_its_teacher_loses_nothing(device: str, kind: str, dt
     logits = logits.bfloat16().to(torch.float16).view(1, -1, 1).expand(-1, -1, 9)  # a number in any of the types
     mask = torch.ones(logits.shape[:2], dtype=torch.bool)
     arguments = dict(logits=logits.to(dtype), teacher_logits=logits.to(other), mask=mask)
-    loss, response, gradient = with_gradient(class_losses, on(device, arguments | dict(kind=kind)), torch.ones(2, 1))
+    loss, response, gradient = with_gradient(
+        class_losses, "logits", on(device, arguments | dict(kind=kind)), torch.ones(2, 1)
+    )
     assert loss.item() == response.item() == 0.0
     assert gradient.count_nonzero() == 0
 
@@ -158,13 +148,13 @@ def test_rows_that_take_no_part_are_not_read(device: str, dtype: torch.dtype, ki
     arguments = inputs(2, 300, 5, dtype) | dict(kind=kind)
     arguments["matched"][0] = -2
     left_out = (arguments["matched"] < -1) & ~arguments["mask"]
-    expected = with_gradient(class_losses, on(device, arguments), torch.ones(2, 2))
+    expected = with_gradient(class_losses, "logits", on(device, arguments), torch.ones(2, 2))
     for value in (NAN, INF):
         poisoned = arguments | dict(
             logits=arguments["logits"].masked_fill(left_out[..., None], value),
             teacher_logits=arguments["teacher_logits"].masked_fill(~arguments["mask"][..., None], value),
         )
-        actual = with_gradient(class_losses, on(device, poisoned), torch.ones(2, 2))
+        actual = with_gradient(class_losses, "logits", on(device, poisoned), torch.ones(2, 2))
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
         assert actual[2].cpu()[left_out].count_nonzero() == 0
 
@@ -181,7 +171,7 @@ def test_a_nan_that_counts_shows(device: str, dtype: torch.dtype, kind: str):
             poisoned = arguments[name].clone()
             poisoned[0, row, 17] = NAN
             task, response, gradient = with_gradient(
-                class_losses, on(device, arguments | {name: poisoned}), torch.ones(2, 1)
+                class_losses, "logits", on(device, arguments | {name: poisoned}), torch.ones(2, 1)
             )
             assert task.isnan().item() == (name == "logits" and row < 2)
             assert response.isnan().item() == (row == 2)
@@ -194,11 +184,11 @@ def test_a_nan_that_counts_shows(device: str, dtype: torch.dtype, kind: str):
 def test_a_focal_loss_computed_before(device: str, kind: str):
     arguments = on(device, inputs(2, 300, 6) | dict(kind=kind))
     weights = torch.tensor([[2.0, -1.0], [0.5, 3.0]], device=device)
-    together = with_gradient(class_losses, arguments, weights)
+    together = with_gradient(class_losses, "logits", arguments, weights)
     before = class_losses(arguments["logits"], matched=arguments["matched"], labels=arguments["labels"])[0]
     assert torch.equal(before, together[0])
     for value in (before, torch.tensor([NAN, 7.0], device=device)):
-        after = with_gradient(class_losses, arguments | dict(focal=value), weights)
+        after = with_gradient(class_losses, "logits", arguments | dict(focal=value), weights)
         torch.testing.assert_close(after, [value, *together[1:]], rtol=0, atol=0, equal_nan=True)
         assert after[0].data_ptr() != value.data_ptr()
     # Its rows are not read again.
@@ -212,7 +202,9 @@ def test_a_focal_loss_computed_before(device: str, kind: str):
 def test_a_loss_that_is_not_used_has_no_gradient_and_reads_nothing(device: str, kind: str):
     arguments = on(device, inputs(2, 300, 6) | dict(kind=kind))
     mask = arguments["mask"]
-    whole = [with_gradient(class_losses, arguments, torch.eye(2)[:, i : i + 1].expand(2, 2))[2] for i in range(2)]
+    whole = [
+        with_gradient(class_losses, "logits", arguments, torch.eye(2)[:, i : i + 1].expand(2, 2))[2] for i in range(2)
+    ]
     logits = arguments["logits"].clone().requires_grad_()
     poisoned = arguments["teacher_logits"].masked_fill(mask[..., None], NAN)
     task, _ = class_losses(**arguments | dict(logits=logits, teacher_logits=poisoned))
@@ -225,14 +217,16 @@ def test_a_loss_that_is_not_used_has_no_gradient_and_reads_nothing(device: str, 
     # Each alone, without the other's arguments.
     alone = [dict(teacher_logits=None, mask=None), dict(matched=None, labels=None)]
     for i, without in enumerate(alone):
-        losses = with_gradient(class_losses, arguments | without, torch.ones(2, 2))
+        losses = with_gradient(class_losses, "logits", arguments | without, torch.ones(2, 2))
         assert losses[1 - i].tolist() == [0.0, 0.0]
         torch.testing.assert_close(losses[2], whole[i], rtol=1e-5, atol=1e-6)
 
 
 @each_device
 def test_without_ground_truth_and_teacher_there_is_nothing(device: str):
-    losses = with_gradient(class_losses, on(device, dict(logits=torch.full((2, 3, 4), NAN))), torch.ones(2, 2))
+    losses = with_gradient(
+        class_losses, "logits", on(device, dict(logits=torch.full((2, 3, 4), NAN))), torch.ones(2, 2)
+    )
     assert [loss.tolist() for loss in losses[:2]] == [[0.0, 0.0]] * 2
     assert losses[2].count_nonzero() == 0
 
@@ -287,7 +281,7 @@ def test_the_same_sums_with_any_number_of_threads():
 @each_device
 def test_the_same_sums_again(device: str):
     arguments, weights = on(device, inputs(2, 5000, 7)), torch.ones(2, 2)
-    results = [with_gradient(class_losses, arguments, weights) for _ in range(3)]
+    results = [with_gradient(class_losses, "logits", arguments, weights) for _ in range(3)]
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
