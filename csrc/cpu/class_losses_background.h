@@ -22,7 +22,10 @@ double background_sum(const T* logits, int64_t count) {
     const int64_t end = start + kNumbersAPart < count ? start + kNumbersAPart : count;
     Floats part{};
     int64_t i = start;
-    for (; i + N <= end; i += N) part += background(load(logits + i)).loss;
+    for (; i + N <= end; i += N) {
+      fetch_ahead(logits + i);
+      part += background(load(logits + i)).loss;
+    }
     if (i < end) part += background(load_some(logits + i, end - i, -INFINITY)).loss;
     total += sum(part);
   }
@@ -32,7 +35,10 @@ double background_sum(const T* logits, int64_t count) {
 template <typename T>
 void background_gradient(const T* logits, int64_t count, float scale, T* result) {
   int64_t i = 0;
-  for (; i + N <= count; i += N) store(result + i, background(load(logits + i)).derivative * scale);
+  for (; i + N <= count; i += N) {
+    fetch_ahead(logits + i);
+    store(result + i, background(load(logits + i)).derivative * scale);
+  }
   if (i == count) return;
   float values[N];
   store(values, background(load_some(logits + i, count - i, -INFINITY)).derivative * scale);

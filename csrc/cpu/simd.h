@@ -10,6 +10,10 @@ typedef float Floats __attribute__((vector_size(N * 4)));
 typedef uint32_t Words __attribute__((vector_size(N * 4)));
 typedef uint16_t Shorts __attribute__((vector_size(N * 2)));
 
+// Asks for what will be read soon: 2 KB on, far enough for memory to answer, near enough to be there still. Left to
+// itself the processor begins anew in every page of 4 KB.
+GID_INLINE void fetch_ahead(const void* now) { __builtin_prefetch((const char*)now + 2048); }
+
 GID_INLINE Floats all(float value) { return value - Floats{}; }
 
 GID_INLINE Floats absolute(const Floats& x) { return (Floats)((Words)x & 0x7fffffff); }
@@ -78,11 +82,6 @@ GID_INLINE Floats larger(const Floats& a, const Floats& b) { return _mm512_max_p
 GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return _mm512_min_ps(a, b); }
 GID_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) { return _mm512_fmadd_ps(a, b, c); }
 
-// x within [-limit, limit]; anything of these for NaN.
-GID_INLINE Floats within(const Floats& x, float limit) {
-  return _mm512_range_ps(x, all(limit), 2);  // the smaller magnitude, with the sign of x
-}
-
 struct Nans {  // whether any of the numbers seen was NaN
   __mmask16 lanes = 0;
   GID_INLINE void see(const Floats& a, const Floats& b) { lanes |= _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
@@ -101,8 +100,6 @@ GID_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a :
 GID_INLINE Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) { return a * b + c; }
 #endif
 
-GID_INLINE Floats within(const Floats& x, float limit) { return smaller(all(limit), larger(all(-limit), x)); }
-
 struct Nans {
   Words lanes{};
   GID_INLINE void see(const Floats& a, const Floats& b) { lanes |= (Words)(a != a) | (Words)(b != b); }
@@ -115,6 +112,9 @@ struct Nans {
 };
 
 #endif
+
+// x within [-limit, limit]. NaN stays NaN.
+GID_INLINE Floats within(const Floats& x, float limit) { return smaller(all(limit), larger(all(-limit), x)); }
 
 // 2^y for y in [-62, 62], within 2e-7 of it. NaN stays NaN.
 GID_INLINE Floats exp2(const Floats& y) {
@@ -138,6 +138,17 @@ GID_INLINE Floats exp2(const Floats& y) {
 #endif
 }
 
+// NaN is not below.
+GID_INLINE bool all_below(const Floats& x, float limit) {
+#if GID_LANES == 16
+  return _mm512_cmp_ps_mask(x, all(limit), _CMP_LT_OQ) == 0xffff;
+#else
+  bool below = true;
+  for (int lane = 0; lane < N; ++lane) below &= x[lane] < limit;
+  return below;
+#endif
+}
+
 constexpr float kLog2E = 1.44269504f;
 
 // e^x for x in [-43, 43], within 2e-7 of it for small x and 2e-6 for large.
@@ -148,6 +159,25 @@ GID_INLINE Floats exp(const Floats& x) { return exp2(x * kLog2E); }
 
 GID_INLINE float largest(const Floats& lanes) { return _mm512_reduce_max_ps(lanes); }
 GID_INLINE float sum(const Floats& lanes) { return _mm512_reduce_add_ps(lanes); }
+
+// Of the lanes whose number has the bit, y's; of the others, x's. Larger is each of the pairs.
+GID_INLINE Floats larger_halves(const Floats& x, const Floats& y, int bit) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i bits = _mm512_set1_epi32(bit), other = _mm512_xor_si512(lane, bits);
+  const __mmask16 of_y = _mm512_test_epi32_mask(lane, bits);
+  const __m512i from = _mm512_mask_add_epi32(other, of_y, other, _mm512_set1_epi32(16));
+  return larger(_mm512_permutex2var_ps(x, from, y), _mm512_mask_blend_ps(of_y, x, y));
+}
+
+// Lane i is largest(rows[i]), or NaN where all of rows[i] is. Overwrites the rows.
+GID_INLINE Floats largest_of_each(Floats* rows) {
+#pragma GCC unroll 4
+  for (int bit = N / 2; bit > 0; bit /= 2) {
+#pragma GCC unroll 8
+    for (int row = 0; row < bit; ++row) rows[row] = larger_halves(rows[row], rows[row + bit], bit);
+  }
+  return rows[0];
+}
 
 #else
 
@@ -168,6 +198,12 @@ GID_INLINE float largest(const Floats& lanes) {
   Floats top = lanes;
   for (int bit = N / 2; bit > 0; bit /= 2) top = larger(swapped(top, bit), top);
   return top[0];
+}
+
+GID_INLINE Floats largest_of_each(Floats* rows) {
+  Floats tops;
+  for (int row = 0; row < N; ++row) tops[row] = largest(rows[row]);
+  return tops;
 }
 
 GID_INLINE float sum(const Floats& lanes) {
