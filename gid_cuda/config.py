@@ -91,19 +91,24 @@ class InputConfig(Section):
 
 
 class ModelConfig(Section):
-    detector: Literal["retinanet"] = "retinanet"
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small"] = "resnet50"
+    detector: Literal["retinanet", "fcos", "faster_rcnn"] = "retinanet"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_small"] = (
+        "resnet50"
+    )
     weights: HomeText | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
     norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
     fpn_channels: PositiveInt = 256
-    head_depth: PositiveInt = 4  # 3x3 convolutions of each head
-    anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]  # one a level, pixels; each at 3 scales and 3 ratios
-    score_thresh: Fraction = 0.05
-    nms_thresh: Fraction = 0.5
-    detections_per_img: PositiveInt = 300
+    head_depth: PositiveInt = 4  # 3x3 convolutions of each head; Faster R-CNN's RPN always has one
+    # one a level, pixels; each at 3 ratios, RetinaNet's at 3 scales, too; FCOS has none
+    anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]
+    # none: torchvision's, which are 0.05, 0.5 and 300 for RetinaNet, 0.2, 0.6 and 100 for FCOS, 0.05, 0.5 and 100 for
+    # Faster R-CNN
+    score_thresh: Fraction | None = None
+    nms_thresh: Fraction | None = None
+    detections_per_img: PositiveInt | None = None
 
 
 class DistillConfig(Section):
@@ -124,7 +129,8 @@ class DistillConfig(Section):
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
     kinds: Literal["all", "ground_truth"] | list[Literal["positive", "semi-positive", "negative"]] = "all"
     response_cls: Literal["bce", "focal"] = "bce"
-    response_smooth_l1_beta: PositiveFloat = 0.1
+    # of the regression part; none: 0.1 for RetinaNet, 1/9 for Faster R-CNN's RPN; FCOS has GIoU
+    response_smooth_l1_beta: PositiveFloat | None = None
     warmup_steps: NonNegativeInt = 0  # the distillation losses grow linearly from 0 over these steps
 
 

@@ -1,4 +1,4 @@
-"""Backbones with a feature pyramid: ResNet and MobileNetV3-small over torchvision's models."""
+"""Backbones with a feature pyramid: ResNet and MobileNet (V2, V3-small) over torchvision's models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Literal
 import torchvision
 from torch import nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from gid_cuda.detectors.weights import imagenet_state
 from gid_cuda.errors import UserError
 
-PYRAMID_STRIDES = [8, 16, 32, 64, 128]  # P3..P7, nominal
+Pyramid = Literal["P3-P7", "P2-P6"]
+"""P3..P7 with P6 and P7 by convolutions from P5 (RetinaNet, FCOS), or P2..P6 with P6 pooled from P5 (Faster R-CNN)."""
 
-_MOBILENET_EPS = 1e-3  # what torchvision's weights were trained with; its momentum 0.01 is for runs of many epochs
-# Features of MobileNetV3-small: where each stride begins, and the last block at stride 8, 16, 32.
-_MOBILENET_STAGES = [0, 1, 2, 4, 9, 12]
-_MOBILENET_OUTPUTS = [3, 8, 12]
+PYRAMID_STRIDES: dict[Pyramid, list[int]] = {"P3-P7": [8, 16, 32, 64, 128], "P2-P6": [4, 8, 16, 32, 64]}  # nominal
+
+# Of each MobileNet's features: where its stages begin, the last block at strides 4, 8, 16 and 32, and the eps that
+# torchvision's weights were trained with (V3's momentum of 0.01 is for runs of many epochs).
+_MOBILENETS = {
+    "mobilenet_v2": ([0, 2, 4, 7, 14], [3, 6, 13, 17], 1e-5),
+    "mobilenet_v3_small": ([0, 1, 2, 4, 9, 12], [1, 3, 8, 12], 1e-3),
+}
 
 
 def fpn_backbone(
@@ -28,40 +33,45 @@ def fpn_backbone(
     *,
     channels: int,
     norm: Literal["frozen", "live"],
+    pyramid: Pyramid = "P3-P7",
     trainable_layers: int | None = None,
     imagenet: bool = False,
 ) -> BackboneWithFPN:
-    """The named network with levels P3..P7 (strides 8 to 128), P6 and P7 from P5, as torchvision's RetinaNet has them.
+    """The named network with a feature pyramid, as torchvision's detectors have it.
 
     State-dict keys are torchvision's own. channels: width of every level. norm: batch norm with frozen statistics or a
-    live one. trainable_layers: how many stages, counted from the last, are trained (ResNet has 5, MobileNetV3 6); none:
-    all. imagenet: start from torchvision's classification weights.
+    live one. trainable_layers: how many stages, counted from the last, are trained (ResNet and MobileNetV2 have 5,
+    MobileNetV3 has 6); none: all. imagenet: start from torchvision's classification weights.
     """
-    mobilenet = name.startswith("mobilenet")
-    network = getattr(torchvision.models, name)(weights=None, norm_layer=_norm_layer(norm, mobilenet))
+    network = getattr(torchvision.models, name)(weights=None, norm_layer=_norm_layer(norm, name))
     if imagenet:
         network.load_state_dict(imagenet_state(name))
-    if mobilenet:
+    if name in _MOBILENETS:
+        starts, ends, _ = _MOBILENETS[name]
         body = network.features
-        stages = [body[start:end] for start, end in zip(_MOBILENET_STAGES, _MOBILENET_STAGES[1:] + [None], strict=True)]
-        outputs = {str(index): body[index].out_channels for index in _MOBILENET_OUTPUTS}
+        stages = [body[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        outputs = {str(index): body[index].out_channels for index in ends}
     else:
         body = network
         stages = [nn.ModuleList([body.conv1, body.bn1]), body.layer1, body.layer2, body.layer3, body.layer4]
-        outputs = {"layer2": body.inplanes // 4, "layer3": body.inplanes // 2, "layer4": body.inplanes}
+        outputs = {f"layer{stage}": body.inplanes >> (4 - stage) for stage in (1, 2, 3, 4)}
     _freeze(stages, trainable_layers, name)
+    extra: ExtraFPNBlock = LastLevelMaxPool()
+    if pyramid == "P3-P7":
+        outputs.pop(next(iter(outputs)))
+        extra = LastLevelP6P7(channels, channels)
     return BackboneWithFPN(
         body,
         return_layers={layer: str(level) for level, layer in enumerate(outputs)},
         in_channels_list=list(outputs.values()),
         out_channels=channels,
-        extra_blocks=LastLevelP6P7(channels, channels),
+        extra_blocks=extra,
     )
 
 
-def _norm_layer(norm: Literal["frozen", "live"], mobilenet: bool) -> Callable[..., nn.Module]:
+def _norm_layer(norm: Literal["frozen", "live"], name: str) -> Callable[..., nn.Module]:
     layer = FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d
-    return partial(layer, eps=_MOBILENET_EPS) if mobilenet else layer
+    return partial(layer, eps=_MOBILENETS[name][2]) if name in _MOBILENETS else layer
 
 
 def _freeze(stages: list[nn.Module], trainable: int | None, name: str) -> None:

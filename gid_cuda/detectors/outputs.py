@@ -111,6 +111,20 @@ class GeneralInstances:
         return slots < self.counts[:, None]
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """Where the classes lie in the rows of a layer's weight and bias, for weights whose classes stand in another order.
+
+    Rows go by anchor, then class, then the `each` numbers that a class has. background: class 0 of the layer is none
+    of the data set's.
+    """
+
+    layer: str
+    anchors: int = 1
+    each: int = 1
+    background: bool = False
+
+
 class Detector(nn.Module):
     """The adapter between a detector and everything else; `gid_cuda.detectors.RetinaNet` is one.
 
@@ -119,12 +133,14 @@ class Detector(nn.Module):
     transform:    torchvision's `GeneralizedRCNNTransform` (normalise, resize, pad). The trainer applies the student's
                   once a step, outside both detectors; `predict` applies the detector's own.
     weight_notes: what was loaded, gathered by name or initialised anew, one line each; shown when a run starts
+    class_rows:   the layers whose rows belong to classes; without, weights of another order of classes are refused
     """
 
     num_classes: int
     out_channels: int
     transform: nn.Module
     weight_notes: Sequence[str] = ()
+    class_rows: Sequence[ClassRows] = ()
 
     def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
         """One pass: features, heads and task losses together.

@@ -15,23 +15,31 @@ from torchvision.ops.misc import Conv2dNormActivation
 from gid_cuda.detectors import dense_losses
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.dense_losses import DenseOutputs
-from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, GeneralInstances, ImageList, Target
+from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.postprocess import detect
+from gid_cuda.detectors.torchvision_base import (
+    TorchvisionDetector,
+    check_targets_fit,
+    empty_sum,
+    grid_anchors,
+    sizes_tensor,
+)
 from gid_cuda.ops import match_anchors
 
 DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
+RESPONSE_SMOOTH_L1_BETA = 0.1
 DEFAULT_HEAD_DEPTH = 4
 ASSIGN_IOU = 0.5  # torchvision's fg_iou_thresh
 
 
-class RetinaNet(Detector, TorchvisionRetinaNet):
+class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
     """torchvision's RetinaNet behind the `Detector` interface; state-dict keys are torchvision's own.
 
     Task losses are torchvision's, by its names: "classification" (focal) and "bbox_regression" (L1), means over the
     labelled images; computed by fused operators, or by torchvision itself where fused_losses is False. Under autocast
     the network runs in low precision; anchors, decoding and losses stay float32.
 
-    backbone: gives the levels of `PYRAMID_STRIDES` and has `out_channels`.
+    backbone: gives the levels P3..P7 and has `out_channels`.
     num_classes: C, without background. anchor_sizes: pixels, one a level, each at 3 scales and 3 ratios.
     head_depth: 3x3 convolutions of each head. response_cls, response_smooth_l1_beta: see `response_losses`.
     fused_losses: see above; the values differ by float32 rounding.
@@ -39,8 +47,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         detections_per_img.
     """
 
-    class_layer = "head.classification_head.cls_logits"  # rows by anchor, then class
-    weight_notes: list[str]  # what was loaded, and what was initialised anew, one line each
+    networks = ("backbone", "head")
 
     def __init__(
         self,
@@ -50,7 +57,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         anchor_sizes: Sequence[int] = DEFAULT_ANCHOR_SIZES,
         head_depth: int = DEFAULT_HEAD_DEPTH,
         response_cls: Literal["bce", "focal"] = "bce",
-        response_smooth_l1_beta: float = 0.1,
+        response_smooth_l1_beta: float = RESPONSE_SMOOTH_L1_BETA,
         fused_losses: bool = True,
         **options: Any,
     ) -> None:
@@ -67,7 +74,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         self.response_cls = response_cls
         self.response_smooth_l1_beta = response_smooth_l1_beta
         self.fused_losses = fused_losses
-        self.weight_notes = []
+        self.class_rows = [ClassRows("head.classification_head.cls_logits", anchors=anchors_per_cell)]
 
     def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
         """One pass: features, heads and, where targets are given, task losses; see `Detector.forward`."""
@@ -75,37 +82,20 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
         head_outputs = self.head(features)
         outputs = DenseOutputs(
             features=features,
-            strides=list(PYRAMID_STRIDES),
+            strides=list(PYRAMID_STRIDES["P3-P7"]),
             logits=head_outputs["cls_logits"],
             deltas=head_outputs["bbox_regression"],
             coder=BoxCoder("deltas", self.box_coder.weights),
-            anchors=self._anchors(images, features),
-            image_sizes=_sizes_tensor(images),
+            anchors=grid_anchors(self.anchor_generator, images, features),
+            image_sizes=sizes_tensor(images),
         )
         if targets is not None:
             outputs.losses = self._task_losses(outputs, targets)
         return outputs
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile, with its arguments, of backbone and head: between images and losses the bulk of the work.
-
-        In place: state-dict keys stay as they are.
-        """
-        self.backbone.compile(*args, **kwargs)
-        self.head.compile(*args, **kwargs)
-
-    def _anchors(self, images: ImageList, features: list[Tensor]) -> Tensor:
-        """(R, 4) float32. The generator's own forward takes the features' type, and bfloat16 is off by pixels."""
-        height, width = images.tensors.shape[-2:]
-        grids = [list(feature.shape[-2:]) for feature in features]
-        steps = [[height // rows, width // columns] for rows, columns in grids]
-        self.anchor_generator.set_cell_anchors(torch.float32, images.tensors.device)
-        return torch.cat(self.anchor_generator.grid_anchors(grids, steps))
-
     def _task_losses(self, outputs: DenseOutputs, targets: Sequence[Target | None]) -> dict[str, Tensor]:
         """torchvision's losses over the labelled images; without any, zeros that still reach every parameter."""
-        if len(targets) != len(outputs.logits):
-            raise ValueError(f"targets has {len(targets)} entries for {len(outputs.logits)} images: give one an image")
+        check_targets_fit(targets, outputs)
         if self.fused_losses:
             matcher = self.proposal_matcher
             losses, outputs.task = dense_losses.task_losses(
@@ -118,7 +108,7 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
             return losses
         labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
         if not labelled:
-            return {"classification": _empty_sum(outputs.logits), "bbox_regression": _empty_sum(outputs.deltas)}
+            return {"classification": empty_sum(outputs.logits), "bbox_regression": empty_sum(outputs.deltas)}
         with torch.autocast(outputs.logits.device.type, enabled=False):
             head_outputs = {  # lists of images, which torchvision iterates over as over a batch
                 "cls_logits": [outputs.logits[index].float() for index, _ in labelled],
@@ -144,27 +134,9 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
             student, teacher, mask, kind=self.response_cls, beta=self.response_smooth_l1_beta
         )
 
-    @torch.no_grad()
-    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Any]]:
-        """Detections of raw images, as torchvision's model gives them in eval mode, also if this one is in training.
-
-        images: (3, H, W) in [0, 1], sizes may differ; brought to the detector's device.
-        Returns per image {boxes (N, 4) xyxy in its pixels, scores (N,) descending, labels (N,) in 0..C-1}.
-        """
-        if not images:
-            return []
-        if self.training:
-            in_training = [module for module in self.modules() if module.training]  # some may be kept from it
-            self.eval()
-            try:
-                return self.predict(images)
-            finally:
-                for module in in_training:
-                    module.training = True
-        device = self.head.classification_head.cls_logits.weight.device
-        batch, _ = self.transform([image.to(device) for image in images])
-        outputs = self(batch)
-        detections = detect(
+    def detect(self, images: ImageList) -> list[dict[str, Tensor]]:
+        outputs = self(images)
+        return detect(
             outputs,
             [feature.shape[-2] * feature.shape[-1] * self.anchors_per_cell for feature in outputs.features],
             score_thresh=self.score_thresh,
@@ -172,7 +144,6 @@ class RetinaNet(Detector, TorchvisionRetinaNet):
             topk_candidates=self.topk_candidates,
             detections_per_img=self.detections_per_img,
         )
-        return self.transform.postprocess(detections, batch.image_sizes, [tuple(image.shape[-2:]) for image in images])
 
 
 def _anchor_generator(sizes: Sequence[int]) -> AnchorGenerator:
@@ -189,14 +160,3 @@ def _conv_stack(channels: int, depth: int) -> nn.Sequential:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
     return stack
-
-
-def _sizes_tensor(images: ImageList) -> Tensor:
-    """(B, 2) int64 on the images' device."""
-    sizes = torch.tensor([[int(height), int(width)] for height, width in images.image_sizes], dtype=torch.int64)
-    return dense_losses.to_device(sizes, images.tensors.device)
-
-
-def _empty_sum(x: Tensor) -> Tensor:
-    """A float32 zero with zero gradient to x (x * 0 would be NaN where x is infinite)."""
-    return x.flatten()[:0].float().sum()

@@ -13,6 +13,7 @@ from torchvision.models import WeightsEnum
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from gid_cuda.detectors.outputs import Detector
 from gid_cuda.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def check_torchvision_input(what: str, input: InputConfig) -> None:
     _check_input(what, _TORCHVISION_INPUT, input)
 
 
-def load_coco(detector: nn.Module, model: ModelConfig, classes: Sequence[str]) -> list[str]:
+def load_coco(detector: Detector, model: ModelConfig, classes: Sequence[str]) -> list[str]:
     """torchvision's COCO weights: class rows gathered by name, those of other classes stay newly initialised.
 
     Returns notes, one line each.
@@ -73,7 +74,7 @@ def load_coco(detector: nn.Module, model: ModelConfig, classes: Sequence[str]) -
     return notes
 
 
-def load_file(detector: nn.Module, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
+def load_file(detector: Detector, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
     """A checkpoint of this package, or a bare state dict as torchvision's models have it. Returns notes."""
     path = Path(str(model.weights))
     state, checkpoint = _read_file(path)
@@ -89,6 +90,11 @@ def load_file(detector: nn.Module, model: ModelConfig, input: InputConfig, class
     _load(detector, state, path)
     if list(theirs) == list(classes):
         return [f"weights: {path}"]
+    if not detector.class_rows:
+        raise UserError(
+            f"weights: {path} has the classes in the order {_listed(theirs)}, and this detector cannot bring them into "
+            f"another: set data.classes to that order"
+        )
     matches = [theirs.index(name) for name in classes]
     detector.load_state_dict(_gather_classes(detector.state_dict(), detector, matches, len(classes)))
     return [f"weights: {path}, its classes brought into the data set's order by name"]
@@ -151,38 +157,40 @@ def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> No
     )
 
 
-def _check_class_count(path: Path, state: State, detector: nn.Module) -> None:
+def _check_class_count(path: Path, state: State, detector: Detector) -> None:
     """A bare state dict has no names; its number of classes shows in the bias."""
-    key = f"{detector.class_layer}.bias"
-    anchors = detector.state_dict()[key].numel() // detector.num_classes
-    if key not in state or state[key].numel() % anchors:
-        return  # another architecture, which `_load` reports
-    count = state[key].numel() // anchors
-    if count != detector.num_classes:
-        hint = ", or weights: coco if these are torchvision's" if count == 91 else ""
-        raise UserError(
-            f"weights: {path} has {count} classes and the data has {detector.num_classes}: "
-            f"use weights trained on this data set{hint}"
-        )
+    for rows in detector.class_rows:
+        key = f"{rows.layer}.bias"
+        if key not in state or state[key].numel() % (rows.anchors * rows.each):
+            return  # another architecture, which `_load` reports
+        count = state[key].numel() // (rows.anchors * rows.each)
+        if count != detector.num_classes + rows.background:
+            hint = ", or weights: coco if these are torchvision's" if count == 91 else ""
+            raise UserError(
+                f"weights: {path} has {count - rows.background} classes and the data has {detector.num_classes}: "
+                f"use weights trained on this data set{hint}"
+            )
 
 
-def _gather_classes(state: State, detector: nn.Module, matches: Sequence[int | None], count: int) -> State:
+def _gather_classes(state: State, detector: Detector, matches: Sequence[int | None], count: int) -> State:
     """The state dict with our classes' rows: `matches` has one of its `count` classes for each of ours.
 
-    None keeps the detector's own row. Rows of the last layer go by anchor, then class.
+    Both are counted without background. None keeps the detector's own row.
     """
-    gathered = dict(state)
+    gathered, current = dict(state), detector.state_dict()
     kept = [index for index, row in enumerate(matches) if row is not None]
-    rows = [row for row in matches if row is not None]
-    for name in ("weight", "bias"):
-        key = f"{detector.class_layer}.{name}"
-        own = detector.state_dict()[key].unflatten(0, (-1, len(matches))).clone()
-        own[:, kept] = state[key].unflatten(0, (-1, count))[:, rows]
-        gathered[key] = own.flatten(0, 1)
+    taken = [row for row in matches if row is not None]
+    for rows in detector.class_rows:
+        first = int(rows.background)
+        ours, theirs = list(range(first)) + [k + first for k in kept], list(range(first)) + [t + first for t in taken]
+        for key in (f"{rows.layer}.weight", f"{rows.layer}.bias"):
+            own = current[key].unflatten(0, (rows.anchors, len(matches) + first, rows.each)).clone()
+            own[:, ours] = state[key].unflatten(0, (rows.anchors, count + first, rows.each))[:, theirs]
+            gathered[key] = own.flatten(0, 2)
     return gathered
 
 
-def _load(detector: nn.Module, state: State, what: Path | str) -> None:
+def _load(detector: Detector, state: State, what: Path | str) -> None:
     """load_state_dict; what does not fit is told by name."""
     try:
         detector.load_state_dict(state)
