@@ -10,7 +10,8 @@ from gid_cuda import reference
 from gid_cuda.ops import gi_score
 
 # Logits at which an implementation can go wrong: overflow of exp, saturation, the smallest steps, none at all.
-SPECIAL = st.sampled_from([0.0, -0.0, 1e-30, -1e-4, 1e-4, 15.0, -15.0, 43.0, 88.8, -88.8, 110.0, -3e4, 3e4, INF, -INF])
+SPECIALS = [0.0, -0.0, 1e-30, -1e-4, 1e-4, 15.0, -15.0, -21.0, 43.0, 88.8, -88.8, 110.0, -110.0, -3e4, 3e4, INF, -INF]
+SPECIAL = st.sampled_from(SPECIALS)
 LOGITS = st.floats(-12.0, 12.0, width=16) | SPECIAL
 
 
@@ -46,6 +47,30 @@ def test_equals_the_reference_on_awkward_logits(device: str, dtype: torch.dtype,
     values = st.lists(LOGITS | st.just(NAN), min_size=2 * 3 * classes, max_size=2 * 3 * classes)
     both = torch.tensor(data.draw(values)).to(dtype).view(2, 1, 3, classes)
     compare(both[0], both[1], random_boxes(1, 3, 9.0, 0.0, 9.0), random_boxes(1, 3, 9.0, 0.0, 9.0), device=device)
+
+
+@each_device
+@each_dtype
+@pytest.mark.parametrize("classes", [1, 3, 16, 37, 80])
+@pytest.mark.parametrize("others", ["alike", "ordinary"])
+def test_every_pair_of_awkward_logits(device: str, dtype: torch.dtype, classes: int, others: str):
+    """In all classes of a row, where it is the result, or in one, where it must not spoil the others."""
+    pairs = torch.tensor(SPECIALS)
+    teacher, student = (x.reshape(1, -1, 1).repeat(1, 1, classes) for x in torch.meshgrid(pairs, pairs, indexing="ij"))
+    if others == "ordinary":
+        teacher[..., 1:], student[..., 1:] = -1.0, -1.5
+    boxes = torch.zeros(1, len(pairs) ** 2, 4)
+    compare(teacher.to(dtype), student.to(dtype), boxes, boxes + 1, device=device)
+
+
+@each_device
+@pytest.mark.parametrize("classes", [1, 16, 80])
+def test_accurate_everywhere(device: str, classes: int):
+    grid = torch.linspace(-12.0, 12.0, 4001)
+    for other in torch.linspace(-10.0, 10.0, 41).tolist():
+        teacher = grid.view(1, -1, 1).repeat(1, 1, classes)
+        boxes = torch.zeros(1, len(grid), 4)
+        compare(teacher, torch.full_like(teacher, other), boxes, boxes + 1, device=device)
 
 
 @each_device
