@@ -77,4 +77,3 @@ def check_targets_fit(targets: Sequence[object], outputs: DetectorOutputs) -> No
 def empty_sum(x: Tensor) -> Tensor:
     """A float32 zero with zero gradient to x (x * 0 would be NaN where x is infinite)."""
     return x.flatten()[:0].float().sum()
-
