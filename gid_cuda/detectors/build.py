@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gid_cuda.detectors import weights
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES, Pyramid, fpn_backbone
+from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.detectors.outputs import Detector
-from gid_cuda.detectors.retinanet import RetinaNet
+from gid_cuda.detectors.retinanet import DEFAULT_HEAD_DEPTH, RetinaNet
 from gid_cuda.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def build_detector(
 ) -> Detector:
     """The detector that `model` describes, for `classes`, on the CPU, with its weights loaded.
 
-    response_smooth_l1_beta: None: the detector's own. What was loaded, gathered by name or initialised anew stands in
+    response_smooth_l1_beta: None: the detector's own. fused_losses: Faster R-CNN's task losses are torchvision's own
+    whatever it says. What was loaded, gathered by name or initialised anew stands in
     `detector.weight_notes`, one line each. Raises UserError where the parts do not fit each other or the weights do not
     fit the data.
     """
@@ -38,7 +40,11 @@ def build_detector(
     if imagenet or model.weights == "coco":
         weights.check_torchvision_input("imagenet" if imagenet else "coco", input)
     response = {"response_cls": response_cls, "response_smooth_l1_beta": response_smooth_l1_beta}
-    detector = _retinanet(model, input, len(classes), fused_losses=fused_losses, **_given(response))
+    detector: Detector
+    if model.detector == "faster_rcnn":
+        detector = _faster_rcnn(model, input, len(classes), **_given(response))
+    else:
+        detector = _retinanet(model, input, len(classes), fused_losses=fused_losses, **_given(response))
     if model.weights == "coco":
         detector.weight_notes = weights.load_coco(detector, model, classes)
     elif model.weights is not None:
@@ -58,6 +64,24 @@ def _retinanet(model: ModelConfig, input: InputConfig, num_classes: int, **optio
         anchor_sizes=model.anchor_sizes,
         head_depth=model.head_depth,
         **_given({name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")}),
+        **_transform(input),
+        **options,
+    )
+
+
+def _faster_rcnn(model: ModelConfig, input: InputConfig, num_classes: int, **options: Any) -> FasterRCNN:
+    _check_anchor_sizes(model, "P2-P6")
+    if model.head_depth != DEFAULT_HEAD_DEPTH:
+        raise UserError(
+            f"head_depth is {model.head_depth}, but the RPN of Faster R-CNN always has one layer: leave head_depth out "
+            f"or set it to its default, {DEFAULT_HEAD_DEPTH}"
+        )
+    of_boxes = {f"box_{name}": getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")}
+    return FasterRCNN(
+        _backbone(model, "P2-P6"),
+        num_classes,
+        anchor_sizes=model.anchor_sizes,
+        **_given(of_boxes),
         **_transform(input),
         **options,
     )

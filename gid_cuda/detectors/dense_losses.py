@@ -83,7 +83,7 @@ def task_losses(
     none of the C classes; on a GPU, which is not waited for, a device-side assertion fails, as in torchvision's loss.
     """
     truth = join_targets(targets, outputs.logits.device)
-    _check_labels(truth.labels, outputs.logits.shape[2])
+    check_labels(truth.labels, outputs.logits.shape[2])
     matched = match_anchors(truth.boxes, truth.counts, outputs.anchors, high=high, low=low, low_quality=low_quality)
     share = 1.0 / ((matched >= 0).sum(dim=1).clamp(min=1) * max(1, truth.labelled))
     focal, _ = class_losses(outputs.logits, matched=matched, labels=truth.labels)
@@ -138,7 +138,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, classes: int) -> None:
     """The operator takes a label beyond the classes for background; nobody means that."""
     wrong = (labels < 0) | (labels >= classes)
     message = f"must be 0 to {classes - 1}, without background: count them from 0"
