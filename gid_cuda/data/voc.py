@@ -79,7 +79,8 @@ def voc_records(split: VocSplit, classes: list[str]) -> Records:
     and includes the last one: (xmin, ymin, xmax, ymax) becomes (xmin-1, ymin-1, xmax, ymax).
     """
     images = split.source.root / (split.source.images or "JPEGImages")
-    require_folder(images, "VOC images", _ADVICE)
+    named_by = f" ({split.source.key}.images)" if split.source.images else ""  # perhaps by a base config
+    require_folder(images, f"VOC images{named_by}", _ADVICE)
     folder, flaws = ImageFolder(images, split.file), split.flaws
     labels = {name: label for label, name in enumerate(classes)}
     by_stem = folder.stems()

@@ -38,6 +38,19 @@ def test_a_list_and_a_single_section(joined: Path) -> None:
     assert data.val == SplitConfig(root=Path("VOC2007"), split="test", one_based=True)
 
 
+def test_the_shipped_voc_configs_keep_nothing_of_coco() -> None:
+    """They build on COCO's, and a single section would be merged with it."""
+    configs = sorted((Path(__file__).parents[2] / "configs" / "voc").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        data = load_config(path).data
+        sets = [split for part in (data.train, data.val) for split in (part if isinstance(part, list) else [part])]
+        assert [(str(s.root), s.split) for s in sets] == [
+            ("VOC2007", "trainval"), ("VOC2012", "trainval"), ("VOC2007", "test")
+        ]  # fmt: skip
+        assert all(split.images is None and split.annotations is None for split in sets)
+
+
 def test_the_resolved_config_gives_the_same_again(joined: Path) -> None:
     config = load_config(joined)
     assert config_from_dict(config_to_dict(config), name="again") == config
