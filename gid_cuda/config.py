@@ -52,19 +52,28 @@ class GeneratedConfig(Section):
 
 
 class SplitConfig(Section):
-    """One part of a data set. COCO layout: annotations + images. VOC layout: split (the name in ImageSets/Main)."""
+    """One set of images. COCO layout: annotations + images. VOC layout: split (the name in ImageSets/Main)."""
 
-    annotations: HomePath | None = None  # COCO: annotation file, relative to data.root
-    images: HomePath | None = None  # image folder, relative to data.root; VOC default: JPEGImages
+    root: HomePath | None = None  # relative to data.root; none: data.root itself
+    format: Literal["coco", "voc"] | None = None  # none: data.format
+    annotations: HomePath | None = None  # COCO: annotation file, relative to the root
+    images: HomePath | None = None  # image folder, relative to the root; VOC default: JPEGImages
     split: str | None = None  # VOC: ImageSets/Main/<split>.txt
+    one_based: bool | None = None  # none: data.one_based
+
+
+# A list joins its sets to one: image ids become 1..N, an image that two of them hold counts once, as in the first.
+Splits = SplitConfig | Annotated[list[SplitConfig], Field(min_length=1)]
 
 
 class DataConfig(Section):
     format: Literal["coco", "voc", "generated"]
     root: HomePath  # relative paths are taken from the working directory
-    train: SplitConfig = SplitConfig()  # generated: known by itself
-    val: SplitConfig = SplitConfig()
-    classes: list[str] | None = None  # keep and renumber these; none: all classes of the annotation file, in its order
+    train: Splits = SplitConfig()  # generated: known by itself
+    val: Splits = SplitConfig()
+    # Keep and number these, in this order; images that none of them is in stay, as background. None: all classes of the
+    # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
+    classes: list[str] | None = None
     one_based: bool = False  # VOC: coordinates start at 1
     workers: NonNegativeInt = 2  # loader processes
     hflip: Fraction = 0.5  # probability of a horizontal flip in training

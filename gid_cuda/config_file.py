@@ -124,7 +124,9 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
             section[key] = {}
         section = section[key]
         if not isinstance(section, dict):
-            raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {describe(section)}, not a section")
+            hint = ": give the whole list" if isinstance(section, list) else ""
+            where = ".".join(keys[:depth])
+            raise UserError(f"override {override!r}: {where} is {describe(section)}, not a section{hint}")
     nested: Any = value
     for key in reversed(keys):
         nested = {key: nested}
@@ -137,8 +139,10 @@ def none_to_null(raw: dict[str, Any], schema: type[BaseModel]) -> None:
         annotation = schema.model_fields[key].annotation if key in schema.model_fields else None
         if value == "none" and type(None) in get_args(annotation):
             raw[key] = None
-        elif isinstance(value, dict) and (section := _section(annotation)):
-            none_to_null(value, section)
+        elif section := _section(annotation):
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, dict):
+                    none_to_null(part, section)
 
 
 def explain(error: ValidationError, raw: dict[str, Any], origins: Origins, schema: type[BaseModel], name: str) -> str:
@@ -178,7 +182,7 @@ def _resolve(loc: KeyPath, raw: Any) -> tuple[KeyPath, Any]:
     for key in loc:
         if isinstance(raw, dict) and key in raw or isinstance(raw, list) and isinstance(key, int) and key < len(raw):
             raw, path = raw[key], (*path, key)
-        elif isinstance(raw, dict) or isinstance(key, int):
+        elif isinstance(key, int):
             break
     return path, raw
 
@@ -239,7 +243,7 @@ def _expected(item: Any) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The schema class behind `X` or `X | None`; None for a plain value."""
+    """The schema class behind `X`, `X | None` or `X | list[X]`; None for a plain value."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
@@ -253,7 +257,8 @@ def _all_keys(schema: type[BaseModel], path: KeyPath = ()) -> Iterator[KeyPath]:
 
 def _nearest(path: KeyPath, schema: type[BaseModel]) -> str:
     """A hint: the nearest key of the same section, else one of another section, else what there is."""
-    siblings = {keys[-1]: keys for keys in _all_keys(schema) if keys[:-1] == path[:-1]}
+    section = tuple(key for key in path[:-1] if not isinstance(key, int))  # the schema knows no places in lists
+    siblings = {keys[-1]: (*path[:-1], keys[-1]) for keys in _all_keys(schema) if keys[:-1] == section}
     for cutoff, known in [(0.6, siblings), (0.75, {keys[-1]: keys for keys in reversed(list(_all_keys(schema)))})]:
         if match := difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=cutoff):
             return f"; did you mean {dotted(known[match[0]])}?"

@@ -25,7 +25,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return lower[close[0]] if close else None
 
 
-def unknown_class(name: str, known: Sequence[str], where: Path) -> UserError:
+def unknown_class(name: str, known: Sequence[str], where: Path | str) -> UserError:
     meant = nearest(name, known)
     hint = f" (did you mean {meant!r}?)" if meant else ""
     return UserError(f"data.classes names {name!r}{hint}, which {where} does not have; it has {', '.join(known)}")

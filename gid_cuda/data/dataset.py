@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gid_cuda.config import DataConfig, SplitConfig
-from gid_cuda.data.coco import ELSEWHERE, read_coco
-from gid_cuda.data.folders import require_folder
-from gid_cuda.data.generated import generate
 from gid_cuda.data.images import UnreadableImage, read_image
-from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records, one_line
-from gid_cuda.data.voc import read_voc
-from gid_cuda.errors import UserError
-
-Part = Literal["train", "val"]
+from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records
 
 
 @dataclass
@@ -53,7 +45,7 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.records.files)
 
     def path(self, index: int) -> Path:
-        return self.records.folder / os.fsdecode(self.records.files[index])
+        return self.records.path(index)
 
     def __getitem__(self, index: int) -> Sample:
         """UnreadableImage where the file cannot be decoded, or is of another size than its annotations say."""
@@ -99,40 +91,3 @@ class DetectionDataset(Dataset[Sample]):
         ]
         categories = [{"id": key, "name": name} for key, name in zip(r.category_ids, r.classes, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def build_dataset(config: DataConfig, part: Part) -> DetectionDataset:
-    """The train or val part of a config's data set. UserError, one sentence, for anything wrong with it."""
-    split: SplitConfig = getattr(config, part)
-    if config.format == "generated":
-        folder = generate(config.generated, config.root)
-        records = read_coco(folder / f"{part}.json", folder / part, config.classes)
-    elif config.format == "coco":
-        require_folder(config.root, "COCO data set", ELSEWHERE)
-        for key in ("annotations", "images"):
-            if getattr(split, key) is None:
-                raise UserError(f"data.{part}.{key} is not set: format coco needs it, relative to data.root")
-        assert split.annotations is not None and split.images is not None
-        records = read_coco(config.root / split.annotations, config.root / split.images, config.classes)
-    else:
-        records = read_voc(config, part)
-    return DetectionDataset(records, _part_notes(records, part, config))
-
-
-def _part_notes(records: Records, part: Part, config: DataConfig) -> list[str]:
-    """What the numbers of boxes mean for this part. UserError where there is nothing to train on."""
-    has_objects = bool((records.kinds == OBJECT).any())
-    if part == "val":
-        return [] if has_objects else [f"the validation data under {config.root} has no usable box: AP is undefined"]
-    if not has_objects:
-        raise UserError(
-            f"the training data under {config.root} has no usable box of {', '.join(records.classes)}:"
-            " nothing could be learned from it; check data.train and data.classes"
-        )
-    notes = []
-    for kind, what in ((CROWD, "crowd box"), (DIFFICULT, "difficult object")):
-        rows = np.flatnonzero(records.kinds == kind)
-        if len(rows):
-            image = int(np.searchsorted(records.offsets, rows[0], side="right")) - 1
-            notes.append(f"{len(rows)} x {what}, not trained on, e.g. in {one_line(os.fsdecode(records.files[image]))}")
-    return notes

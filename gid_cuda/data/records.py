@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +20,18 @@ class Records:
     """A data set without its pixels. N images, M boxes; image i owns boxes offsets[i] to offsets[i + 1].
 
     Columns instead of objects: loader processes share them, where Python objects would be copied page by page as their
-    reference counts are touched.
+    reference counts are touched. Sets that were joined keep their folders: image i lies in the last whose `firsts` is
+    not above i.
 
-    files:  names relative to `folder`, os.fsencode()d   sizes:  (N, 2) int32 width, height
+    files:  names relative to their folder, fsencode()d  sizes:  (N, 2) int32 width, height
     boxes:  (M, 4) float32 xyxy pixels                   labels: (M,) int32, 0..C-1
     areas:  (M,) float32 pixels, as COCO splits sizes    kinds:  (M,) uint8, OBJECT, CROWD or DIFFICULT
     """
 
     classes: list[str]
     category_ids: list[int]
-    folder: Path
+    folders: list[Path]
+    firsts: list[int]  # index of each folder's first image
     files: NDArray[np.bytes_]
     image_ids: NDArray[np.int64]
     sizes: NDArray[np.int32]
@@ -38,6 +41,9 @@ class Records:
     areas: NDArray[np.float32]
     kinds: NDArray[np.uint8]
     notes: list[str]
+
+    def path(self, index: int) -> Path:
+        return self.folders[bisect_right(self.firsts, index) - 1] / os.fsdecode(self.files[index])
 
 
 @dataclass
@@ -116,7 +122,8 @@ def make_records(
     return Records(
         classes=classes,
         category_ids=category_ids,
-        folder=folder,
+        folders=[folder],
+        firsts=[0],
         files=np.array([os.fsencode(name) for name in files], np.bytes_),
         image_ids=np.array(image_ids, np.int64),
         sizes=size,

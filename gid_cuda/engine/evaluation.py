@@ -99,16 +99,28 @@ def coco_results(
 
 
 class _Evaluation(COCOeval):
-    """COCOeval that keeps `ignore`: a difficult box of VOC is neither hit nor miss, by plain IoU (a crowd box: by IoP).
+    """COCOeval in which a difficult box of VOC is neither hit nor miss, however many detections lie on it.
 
-    pycocotools overwrites `ignore` by `iscrowd`.
+    pycocotools knows two kinds of ignored boxes: crowds forgive any number of detections, by IoP; those of another size
+    one detection each, by IoU. A difficult box, by VOC's rule, forgives any number by IoU. Normal boxes are matched
+    first, as ever.
     """
 
     def _prepare(self) -> None:
-        super()._prepare()
+        super()._prepare()  # which overwrites `ignore` by `iscrowd`
         for truth in self._gts.values():
             for annotation in truth:
-                annotation["ignore"] = annotation["iscrowd"] or annotation["difficult"]
+                annotation["iscrowd"] = annotation["crowd"]
+                annotation["ignore"] = annotation["crowd"] or annotation["difficult"]
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        """`evaluate` calls it for all images before it matches any. Here `iscrowd` means IoP, there that a box may be
+        matched again."""
+        ious = super().computeIoU(imgId, catId)
+        for category in [catId] if self.params.useCats else self.params.catIds:
+            for annotation in self._gts.get((imgId, category), ()):
+                annotation["iscrowd"] = annotation["ignore"]
+        return ious
 
 
 def coco_metrics(
@@ -120,7 +132,7 @@ def coco_metrics(
     """
     truth = [
         # Numbered from 1: pycocotools takes a match with the annotation 0 for a miss.
-        {**a, "id": number, "iscrowd": a.get("iscrowd", 0), "difficult": a.get("ignore", 0)}
+        {**a, "id": number, "crowd": int(a.get("iscrowd", 0)), "difficult": int(a.get("ignore", 0))}
         for number, a in enumerate(ground_truth["annotations"], start=1)
     ]
     found = [

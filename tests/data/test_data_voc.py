@@ -130,6 +130,9 @@ def test_missing_images(voc: VocSet) -> None:
     (voc.root / "JPEGImages").rename(voc.root / "Pictures")
     with fails("VOC images not found: looked for the folder .*JPEGImages; VOC layout is"):
         voc.build()
+    config = DataConfig(format="voc", root=voc.root, train={"split": "train", "images": "train2017"})
+    with fails(r"VOC images \(data.train.images\) not found: looked for the folder .*train2017;"):
+        build_dataset(config, "train")
     config = DataConfig(format="voc", root=voc.root, train={"split": "train", "images": "Pictures"})
     assert len(build_dataset(config, "train")) == 1
 

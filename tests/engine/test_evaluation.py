@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gid_cuda.data import build_dataset
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.engine import evaluation
 from gid_cuda.engine.evaluation import (
     coco_metrics,
     coco_results,
@@ -105,6 +106,52 @@ def test_a_difficult_box_is_neither_hit_nor_miss() -> None:
         assert coco_metrics(truth(plain, difficult), found, [1])["AP"] == pytest.approx(expected)
     crowd = box(1, 3, 150, 50, iscrowd=1)  # by contrast: any part of a crowd is forgiven
     assert coco_metrics(truth(plain, crowd), [hit, a_part_of_it], [1])["AP"] == pytest.approx(100)
+
+
+def test_a_difficult_box_forgives_any_number_of_detections() -> None:
+    """VOC's rule; a normal box forgives none."""
+    plain, difficult = box(1, 3, 10, 50), box(1, 3, 150, 50, ignore=1)
+    hit = {**plain, "score": 0.5}
+    on_it = [{**box(1, 3, 150 + i / 2, 50), "score": 0.9 - i / 100} for i in range(3)]  # IoU >= 0.96
+    for use_classes in (True, False):
+        metrics = coco_metrics(truth(plain, difficult), [hit, *on_it], [1], use_classes=use_classes)
+        assert (metrics["AP"], metrics["AR"]) == pytest.approx((100, 100))
+    normal = truth(plain, box(1, 3, 150, 50))
+    assert coco_metrics(normal, [{**hit, "score": 0.1}, *on_it], [1])["AP50"] < 90
+    assert coco_metrics(truth(difficult), on_it, [1])["AP"] is None  # nothing to find, and no false alarm
+
+
+def test_a_difficult_box_over_a_normal_one() -> None:
+    """Their IoU is 2/3. A detection takes the normal box first where it is free and the IoU suffices."""
+    plain, difficult = box(1, 3, 10, 50), box(1, 3, 20, 50, ignore=1)
+    both, again, hit = ({**b, "score": s} for b, s in ((difficult, 0.9), (difficult, 0.8), (plain, 0.7)))
+    assert coco_metrics(truth(plain, difficult), [both, again, hit], [1])["AP"] == pytest.approx(100)
+    metrics = coco_metrics(truth(plain, difficult), [both, again], [1])  # the normal box is found up to IoU 0.65
+    assert (metrics["AP50"], metrics["AP75"]) == pytest.approx((100, 0)) and metrics["AP"] == pytest.approx(40)
+    beside = {**box(1, 3, 45, 50), "score": 0.95}  # IoU 1/3 with the difficult one: a false alarm
+    assert coco_metrics(truth(plain, difficult), [beside, hit], [1])["AP"] == pytest.approx(50)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("use_classes", [True, False])
+def test_without_difficult_boxes_every_digit_is_pycocotools_own(
+    seed: int, use_classes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crowds, too: any number of detections inside one, however small a part of it they are, and more beside it."""
+    ground_truth, found = random_case(seed)
+    generator = torch.Generator().manual_seed(seed)
+    for number, annotation in enumerate(ground_truth["annotations"]):
+        annotation["iscrowd"] = int(number % 4 == 1)
+    for annotation in ground_truth["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        for cut in (0.2, 0.5, 0.9, 1.6):
+            score = torch.rand((), generator=generator).item()
+            key = {name: annotation[name] for name in ("image_id", "category_id")}
+            found.append({**key, "bbox": [x + 1, y + 1, cut * w, cut * h], "score": score})
+    ours = coco_metrics(ground_truth, found, [1, 2], use_classes=use_classes)
+    monkeypatch.setattr(evaluation, "_Evaluation", COCOeval)
+    assert ours == coco_metrics(ground_truth, found, [1, 2], use_classes=use_classes)
+    assert 0 < ours["AP"] < 100
 
 
 def test_images_that_were_not_seen_do_not_count() -> None:
