@@ -24,7 +24,8 @@ State = Mapping[str, Tensor]
 _TORCHVISION_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of all of torchvision's weights
 _COCO_MODEL = {"backbone": "resnet50", "fpn_channels": 256, "head_depth": 4, "anchor_sizes": [32, 64, 128, 256, 512]}
 _NOT_A_CLASS = {"__background__", "n/a"}  # rows of torchvision's 91 that name nothing
-_SHAPE_KEYS = ("detector", "backbone", "fpn_channels", "head_depth", "anchor_sizes")  # of a config's model section
+# Of a config's model section.
+_SHAPE_KEYS = ("detector", "options", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
 _COUNTER = ".num_batches_tracked"  # live batch norm has it, frozen has not; each loads the other's weights
 
 
