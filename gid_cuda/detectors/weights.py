@@ -206,7 +206,7 @@ def _load(detector: Detector, state: State, what: Path | str) -> None:
         told = [f"{len(keys)} tensors {kind} ({_listed(keys, most=2)})" for kind, keys in kinds.items() if keys]
         raise UserError(
             f"weights: {what} does not fit this detector, {'; '.join(told)}: "
-            "set backbone, fpn_channels and head_depth to what the weights were made with"
+            "set backbone, fpn_channels, head_depth or options to what the weights were made with"
         ) from error
 
 
