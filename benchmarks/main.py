@@ -112,6 +112,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if not arguments.step and (arguments.cfg or arguments.overrides):
         what = arguments.overrides[0] if arguments.overrides else "--cfg"
         raise UserError(f"{what} is for the training step: add --step, or leave it out")
+    if not arguments.step and arguments.adapter:
+        raise UserError("--adapter builds the detectors of the training step: add --step, or leave it out")
     if arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}: give at least 1")
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):

@@ -24,6 +24,7 @@ from benchmarks import machine
 from benchmarks.stand_ins import class_names, tame, with_stand_ins
 from gid_cuda.config import Config, load_config
 from gid_cuda.data import Batch, build_dataset
+from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
 from gid_cuda.engine import trainer
 from gid_cuda.engine.setup import Run, build_run
 from gid_cuda.errors import UserError
@@ -74,8 +75,10 @@ def main(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.cfg, [*arguments.overrides, f"device={device.type}"])
     if config.distill is None:
         raise UserError(f"{arguments.cfg} has no distill section: the step benchmark compares with and without one")
+    adapter = load_adapter(arguments.adapter)
+    check_adapter(adapter, config.model, config.teacher)
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(config, Path(folder), arguments.steps or DEFAULT_STEPS)
+        results = measure(config, Path(folder), arguments.steps or DEFAULT_STEPS, adapter)
     results = {"config": str(arguments.cfg), "overrides": list(arguments.overrides), **results}
     print(table(results))
     if arguments.json is not None:
@@ -83,11 +86,11 @@ def main(arguments: argparse.Namespace) -> None:
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def measure(config: Config, folder: Path, steps: int) -> dict[str, Any]:
+def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = None) -> dict[str, Any]:
     """Medians in seconds: {"distilled": {part: s}, "plain": {part: s}, ...}; `folder` is for images that are drawn."""
     replaced, notes = with_stand_ins(config, folder)
     dataset = build_dataset(replaced.data, "train")
-    run = build_run(replaced, class_names(config, dataset.classes))
+    run = build_run(replaced, class_names(config, dataset.classes), adapter=adapter)
     for detector, name in ((run.student, "model"), (run.teacher, "teacher")):
         if getattr(replaced, name) != getattr(config, name):
             tame(detector)
@@ -151,12 +154,14 @@ def _step(config: Config, run: Run, batches: Iterator[Batch], watch: Stopwatch) 
 
 @contextmanager
 def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
-    """Laps within `compute_losses`: at the ends of teacher, student and criterion, and around the task losses."""
+    """Laps within `compute_losses`: at the ends of teacher, student and criterion, and around the task losses.
+
+    A user's own detector may compute those anywhere: they then count as the student's forward."""
 
     def lap(part: str) -> Callable[..., None]:
         return lambda *_: watch.lap(part)
 
-    student, task_losses = run.student, run.student._task_losses
+    student, task_losses = run.student, getattr(run.student, "_task_losses", None)
 
     def timed_task_losses(*arguments: Any) -> Any:
         watch.lap("student")
@@ -169,11 +174,13 @@ def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
         student.register_forward_hook(lap("student")),
         run.gid.register_forward_hook(lap("criterion")),
     ]
-    student._task_losses = timed_task_losses
+    if task_losses is not None:
+        student._task_losses = timed_task_losses
     try:
         yield
     finally:
-        del student._task_losses
+        if task_losses is not None:
+            del student._task_losses
         for hook in hooks:
             hook.remove()
 

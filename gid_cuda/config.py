@@ -32,6 +32,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # No shell expands ~ in a config.
 HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+Option = bool | int | float | str
 HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
@@ -100,7 +101,9 @@ class InputConfig(Section):
 
 
 class ModelConfig(Section):
-    detector: Literal["retinanet", "fcos", "faster_rcnn"] = "retinanet"
+    detector: Literal["retinanet", "fcos", "faster_rcnn", "own"] = "retinanet"  # own: of the file given by --adapter
+    # of one's own detector: whatever its adapter reads. The other keys here are its, too, to read or to leave
+    options: dict[str, Option | list[Option]] = {}
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_small"] = (
         "resnet50"
     )
@@ -118,6 +121,16 @@ class ModelConfig(Section):
     score_thresh: Fraction | None = None
     nms_thresh: Fraction | None = None
     detections_per_img: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _options_are_of_own(self) -> ModelConfig:
+        if self.options and self.detector != "own":
+            raise ValueError(
+                f"options is set but detector is {self.detector}, which has none: set detector: own, or leave it out"
+            )
+        if self.detector == "own" and self.weights == "coco":
+            raise ValueError("weights: coco exists for torchvision's detectors, not for detector: own: name a file")
+        return self
 
 
 class DistillConfig(Section):
@@ -184,6 +197,18 @@ class Config(Section):
     train: TrainConfig
 
     @model_validator(mode="after")
+    def _own_detectors_have_their_own_response(self) -> Config:
+        plain = DistillConfig()
+        if self.distill is not None and self.model.detector == "own":
+            for key in ("response_cls", "response_smooth_l1_beta"):
+                if getattr(self.distill, key) != getattr(plain, key):
+                    raise ValueError(
+                        f"distill.{key} is for the package's detectors, and model.detector is own: its adapter's "
+                        "response_losses decides, with model.options where it needs any; leave the key out"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _distillation_needs_both(self) -> Config:
         if self.distill is not None and self.teacher is None:
             raise ValueError(
@@ -193,6 +218,8 @@ class Config(Section):
             return self
         if self.teacher.weights is None:
             raise ValueError("teacher.weights is missing: a teacher that is not trained has nothing to teach")
+        if "own" in (self.teacher.detector, self.model.detector):  # then a look at their outputs decides, at the start
+            return self
         if self.teacher.anchor_sizes != self.model.anchor_sizes:
             raise ValueError(
                 f"teacher.anchor_sizes is {self.teacher.anchor_sizes} and model.anchor_sizes is "

@@ -205,6 +205,7 @@ _EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
     "list_type": "a list",
+    "dict_type": "a section with keys of its own",
     "tuple_type": "a list",
     "path_type": "a path",
     "model_type": "a section with keys of its own",

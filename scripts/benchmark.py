@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything that was measured")
     parser.add_argument("--step", action="store_true", help="instead, time a training step of a config by part")
     parser.add_argument("--cfg", metavar="FILE", help="config of the step, for example configs/retina.yaml")
+    parser.add_argument("--adapter", metavar="FILE", help="builds the step's detectors (docs/own_detector.md)")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed (default: 20)")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the config of the step")
     return parser.parse_intermixed_args()

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from gid_cuda.config import load_config
+from gid_cuda.detectors.own import load_adapter
 from gid_cuda.engine.evaluation import evaluate_weights, format_metrics
 from gid_cuda.errors import told_in_one_sentence
 
@@ -16,9 +17,10 @@ def main() -> None:
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config: its data, input and model sections")
     parser.add_argument("--weights", required=True, metavar="FILE", help="best.pt or last.pt of a run, or a state dict")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example input.min_size=[600]")
+    parser.add_argument("--adapter", metavar="FILE", help="builds a detector of your own, see docs/own_detector.md")
     args = parser.parse_intermixed_args()
     config = load_config(args.cfg, args.overrides)
-    metrics = evaluate_weights(config, args.weights)
+    metrics = evaluate_weights(config, args.weights, adapter=load_adapter(args.adapter))
     for note in metrics["notes"]:
         print(note, file=sys.stderr)
     print(format_metrics(metrics))

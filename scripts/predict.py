@@ -3,9 +3,10 @@
 
     python scripts/predict.py --weights runs/demo/distilled/best.pt --images photos/ --output predictions
 
-The checkpoint alone is enough. OUTPUT/results.json is a list of {image_id, file_name, category_id, category_name,
-bbox [x, y, width, height] in pixels, score}. Images are numbered from 1 in the order of their names, categories from 1
-in the order of the checkpoint's classes, unless --annotations names a COCO file whose ids are to be used.
+The checkpoint alone is enough (a detector of your own needs --adapter, too). OUTPUT/results.json is a list of
+{image_id, file_name, category_id, category_name, bbox [x, y, width, height] in pixels, score}. Images are numbered from
+1 in the order of their names, categories from 1 in the order of the checkpoint's classes, unless --annotations names a
+COCO file whose ids are to be used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gid_cuda.detectors.own import check_adapter, load_adapter
 from gid_cuda.engine.checkpoint import load_detector
 from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.inference import coco_ids, find_images, predict_files
@@ -44,11 +46,14 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--annotations", type=Path, help="COCO annotation file that lists the images: take its ids")
     parser.add_argument("--batch-size", type=positive, default=4, help="images at once (default: 4)")
+    parser.add_argument("--adapter", metavar="FILE", help="builds a detector of your own, see docs/own_detector.md")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
     files = find_images(arguments.images)
-    detector, _, classes = load_detector(arguments.weights)
+    adapter = load_adapter(arguments.adapter)
+    detector, config, classes = load_detector(arguments.weights, adapter)
+    check_adapter(adapter, config.model)
     ids = coco_ids(arguments.annotations, files, classes) if arguments.annotations else None
     done = predict_files(
         detector, classes, files, arguments.output, score_threshold=arguments.score_threshold,

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from gid_cuda.config import load_config
+from gid_cuda.detectors.own import load_adapter
 from gid_cuda.engine.device import choose_device
 from gid_cuda.engine.pictures import draw_curves, draw_instances
 from gid_cuda.engine.setup import require_teacher
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, nargs="+", metavar="RUN", help="folders of runs to draw curves of")
     parser.add_argument("--names", nargs="+", help="what to call these runs (default: their folders' names)")
     parser.add_argument("--output", type=Path, default=Path("pictures"), help="folder to write (default: pictures)")
+    parser.add_argument("--adapter", metavar="FILE", help="builds a detector of your own, see docs/own_detector.md")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_intermixed_args()
     if (arguments.cfg is None) != (arguments.weights is None):
@@ -48,7 +50,7 @@ def main() -> None:
         require_teacher(config, arguments.cfg)
         for path in draw_instances(
             config, arguments.weights, arguments.output, count=arguments.images, image_ids=arguments.image_ids,
-            device=choose_device(arguments.device),
+            device=choose_device(arguments.device), adapter=load_adapter(arguments.adapter),
         ):  # fmt: skip
             print(path)
     if arguments.curves is not None:

@@ -24,7 +24,7 @@ TINY = [
 
 def arguments(name: str, *overrides: str, **others: Any) -> argparse.Namespace:
     settings = {"cfg": str(CONFIGS / name), "overrides": [*TINY, *overrides], "device": "cpu", "steps": 2, "json": None}
-    return argparse.Namespace(**{**settings, **others})
+    return argparse.Namespace(**{**settings, "adapter": None, **others})
 
 
 @pytest.mark.parametrize("fused", ["true", "false"])

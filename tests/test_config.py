@@ -122,7 +122,7 @@ def test_the_resolved_config_is_plain_and_gives_the_same_again(distilled: Path) 
         ("data.worker=3", "unknown key data.worker; did you mean data.workers?"),
         ("lr=3", "unknown key lr; did you mean train.lr?"),
         ("distil=none", "unknown key distil; did you mean distill?"),
-        ("model.wiggle=3", "unknown key model.wiggle; model knows detector, backbone, weights"),
+        ("model.wiggle=3", "unknown key model.wiggle; model knows detector, options, backbone, weights"),
         ("quux.x=3", "unknown key quux; the file knows output, seed"),
         ("train.steps=ten", "train.steps has the text 'ten', expected a whole number"),
         ("train.steps=1e3", "train.steps has the number 1000.0, expected a whole number"),

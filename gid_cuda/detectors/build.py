@@ -9,6 +9,7 @@ from gid_cuda.detectors import weights
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES, Pyramid, fpn_backbone
 from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.detectors.own import Builder, build_own
 from gid_cuda.detectors.retinanet import DEFAULT_HEAD_DEPTH, RetinaNet
 from gid_cuda.errors import UserError
 
@@ -26,16 +27,19 @@ def build_detector(
     response_cls: Literal["bce", "focal"] = "bce",
     response_smooth_l1_beta: float | None = None,
     fused_losses: bool = True,
+    adapter: Builder | None = None,
 ) -> Detector:
     """The detector that `model` describes, for `classes`, on the CPU, with its weights loaded.
 
     response_smooth_l1_beta: None: the detector's own. fused_losses: Faster R-CNN's task losses are torchvision's own
-    whatever it says. What was loaded, gathered by name or initialised anew stands in
-    `detector.weight_notes`, one line each. Raises UserError where the parts do not fit each other or the weights do not
-    fit the data.
+    whatever it says. adapter: builds the detector where model.detector is own, for which these three are without
+    meaning. What was loaded, gathered by name or initialised anew stands in `detector.weight_notes`, one line each.
+    Raises UserError where the parts do not fit each other or the weights do not fit the data.
     """
     if not classes:
         raise UserError("the data set has no classes: name at least one in data.classes or in the annotation file")
+    if model.detector == "own":
+        return _own(adapter, model, input, list(classes))
     imagenet = model.weights is None and model.backbone_weights == "imagenet"
     if imagenet or model.weights == "coco":
         weights.check_torchvision_input("imagenet" if imagenet else "coco", input)
@@ -53,6 +57,13 @@ def build_detector(
         detector.weight_notes = [f"backbone_weights: imagenet, {model.backbone}; pyramid and heads initialised anew"]
     elif model.norm == "frozen":
         detector.weight_notes = ["norm: frozen without weights normalises nothing: norm: live starts from scratch"]
+    return detector
+
+
+def _own(adapter: Builder | None, model: ModelConfig, input: InputConfig, classes: list[str]) -> Detector:
+    detector = build_own(adapter, model, input, classes)
+    if model.weights is not None:
+        detector.weight_notes = [*detector.weight_notes, *weights.load_file(detector, model, input, classes)]
     return detector
 
 

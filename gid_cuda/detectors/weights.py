@@ -24,7 +24,8 @@ State = Mapping[str, Tensor]
 _TORCHVISION_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of all of torchvision's weights
 _COCO_MODEL = {"backbone": "resnet50", "fpn_channels": 256, "head_depth": 4, "anchor_sizes": [32, 64, 128, 256, 512]}
 _NOT_A_CLASS = {"__background__", "n/a"}  # rows of torchvision's 91 that name nothing
-_SHAPE_KEYS = ("detector", "backbone", "fpn_channels", "head_depth", "anchor_sizes")  # of a config's model section
+# Of a config's model section.
+_SHAPE_KEYS = ("detector", "options", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
 _COUNTER = ".num_batches_tracked"  # live batch norm has it, frozen has not; each loads the other's weights
 
 
@@ -205,7 +206,7 @@ def _load(detector: Detector, state: State, what: Path | str) -> None:
         told = [f"{len(keys)} tensors {kind} ({_listed(keys, most=2)})" for kind, keys in kinds.items() if keys]
         raise UserError(
             f"weights: {what} does not fit this detector, {'; '.join(told)}: "
-            "set backbone, fpn_channels and head_depth to what the weights were made with"
+            "set backbone, fpn_channels, head_depth or options to what the weights were made with"
         ) from error
 
 

@@ -19,6 +19,7 @@ import torch
 from gid_cuda.config import Config, config_from_dict
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError
 
 FORMAT = 1
@@ -77,12 +78,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_detector(path: str | Path) -> tuple[Detector, Config, list[str]]:
-    """A trained detector in eval mode on the CPU, its config and its class names: the checkpoint alone suffices."""
+def load_detector(path: str | Path, adapter: Builder | None = None) -> tuple[Detector, Config, list[str]]:
+    """A trained detector in eval mode on the CPU, its config and its class names.
+
+    The checkpoint alone suffices, but for a user's own detector, which `adapter` builds."""
     content = load_checkpoint(path)
     config = config_from_dict(content["config"], name=f"config inside {path}")
     untrained = config.model.model_copy(update={"weights": None, "backbone_weights": None})  # all weights are in here
-    detector = build_detector(untrained, config.input, content["classes"])
+    detector = build_detector(untrained, config.input, content["classes"], adapter=adapter)
     try:
         detector.load_state_dict(content["model"])
     except RuntimeError as error:

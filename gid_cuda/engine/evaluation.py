@@ -17,6 +17,7 @@ from gid_cuda.config import Config
 from gid_cuda.data import DetectionDataset, build_dataset, build_loader
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.engine.device import choose_device
 
 Metrics = dict[str, Any]
@@ -42,15 +43,16 @@ def evaluate(
     return {**metrics, "images": len(found.image_ids), "unreadable": found.unreadable}
 
 
-def evaluate_weights(config: Config, weights: str) -> Metrics:
-    """`evaluate` for a weights file: the detector is `config.model` with these weights.
+def evaluate_weights(config: Config, weights: str, *, adapter: Builder | None = None) -> Metrics:
+    """`evaluate` for a weights file: the detector is `config.model` with these weights; adapter builds a user's own.
 
     notes, one line each: flaws of the data, how the weights were loaded, files that cannot be read.
     """
+    check_adapter(adapter, config.model)
     dataset = build_dataset(config.data, "val")
     model = config.model.model_copy(update={"weights": weights})
     device = choose_device(config.device)
-    detector = build_detector(model, config.input, dataset.classes).to(device)
+    detector = build_detector(model, config.input, dataset.classes, adapter=adapter).to(device)
     batch_size = config.train.batch_size // config.train.accumulate
     metrics = evaluate(detector, dataset, batch_size=batch_size, workers=config.data.workers, device=device)
     left_out = [f"left out, as it cannot be read: {problem}" for problem in metrics["unreadable"]]

@@ -11,6 +11,7 @@ from gid_cuda.config import Config, DistillConfig
 from gid_cuda.data import DetectionDataset, Sample, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector, Target
+from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import (
     NEGATIVE,
     POSITIVE,
@@ -43,6 +44,7 @@ def draw_instances(
     count: int = 4,
     image_ids: Sequence[int] = (),
     device: torch.device,
+    adapter: Builder | None = None,
 ) -> list[Path]:
     """Writes `instances_<image id>.png` into `output` for each chosen image and returns the paths.
 
@@ -50,6 +52,7 @@ def draw_instances(
              distilled)
     weights: checkpoints of students; several stand below each other, e.g. early and late in a run
     count:   how many images, spread evenly over the validation set; image_ids: these instead
+    adapter: builds a user's own detectors
     Raises UserError where the parts do not fit each other.
     """
     if config.distill is None or config.teacher is None:
@@ -57,10 +60,11 @@ def draw_instances(
             "the config has no distill section, and general instances are what teacher and student disagree about: "
             "give the config of a distilled run with --cfg"
         )
+    check_adapter(adapter, config.model, config.teacher)
     dataset = build_dataset(config.data, "val")
     indices = choose_images(dataset, count, image_ids)
-    teacher = build_detector(config.teacher, config.input, dataset.classes).to(device).eval()
-    students = [(_title(path), _student(path, dataset.classes, device)) for path in weights]
+    teacher = build_detector(config.teacher, config.input, dataset.classes, adapter=adapter).to(device).eval()
+    students = [(_title(path), _student(path, dataset.classes, device, adapter)) for path in weights]
     make_folder(output)
     paths = []
     for index in indices:
@@ -140,8 +144,8 @@ def _title(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.name}, step {step}"
 
 
-def _student(path: Path, classes: list[str], device: torch.device) -> Detector:
-    detector, _, own = load_detector(path)
+def _student(path: Path, classes: list[str], device: torch.device, adapter: Builder | None) -> Detector:
+    detector, _, own = load_detector(path, adapter)
     if list(own) != list(classes):
         raise UserError(
             f"{path} was trained on the classes {', '.join(own)}, and the validation set has {', '.join(classes)}: "

@@ -18,6 +18,7 @@ from gid_cuda.config import Config, DataConfig, DistillConfig, ModelConfig, load
 from gid_cuda.data import DetectionDataset, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
+from gid_cuda.detectors.own import Builder
 from gid_cuda.distill import GID
 from gid_cuda.engine import optim
 from gid_cuda.engine.checkpoint import random_states, set_random_states
@@ -73,15 +74,15 @@ class Run:
         self.metrics = content["metrics"]
 
 
-def build_run(config: Config, classes: list[str]) -> Run:
-    """Detectors with their weights, criterion and optimizer, on the config's device."""
+def build_run(config: Config, classes: list[str], *, adapter: Builder | None = None) -> Run:
+    """Detectors with their weights, criterion and optimizer, on the config's device. adapter: builds a user's own."""
     device = choose_device(config.device)
     seed_all(config.seed)  # the student comes first: plain and distilled runs of one seed start from the same weights
-    student = _detector(config, config.model, classes, device)
+    student = _detector(config, config.model, classes, device, adapter)
     teacher = gid = None
     if config.distill is not None:
         assert config.teacher is not None  # the schema has seen to it
-        teacher = _detector(config, config.teacher, classes, device).eval().requires_grad_(False)
+        teacher = _detector(config, config.teacher, classes, device, adapter).eval().requires_grad_(False)
         gid = _criterion(config, student, teacher).to(device)
     if config.train.compile:
         _compile(student, teacher)
@@ -118,6 +119,8 @@ def require_teacher(config: Config, path: str | Path) -> None:
                 command = f"scripts/train.py --cfg {candidate}"
         except UserError:
             continue  # another file that is not a config; this one is not about it
+    if config.teacher is not None and config.teacher.detector == "own":
+        command += " --adapter FILE"
     raise UserError(
         f"teacher.weights: {weights} does not exist: train the teacher first with `{command}`, "
         "or name another file with teacher.weights=..."
@@ -157,7 +160,8 @@ def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: Det
         detectors.append(("teacher", config.teacher, run.teacher))
     for name, model, detector in detectors:
         millions = count_parameters(detector) / 1e6
-        lines.append(f"{name}: {model.detector} {model.backbone}, {millions:.2f} M parameters")
+        kind = f"own {type(detector).__name__}" if model.detector == "own" else f"{model.detector} {model.backbone}"
+        lines.append(f"{name}: {kind}, {millions:.2f} M parameters")
         lines += [f"{name}: {note}" for note in detector.weight_notes]
     return lines
 
@@ -166,7 +170,9 @@ def count_parameters(detector: nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters())
 
 
-def _detector(config: Config, model: ModelConfig, classes: list[str], device: torch.device) -> Detector:
+def _detector(
+    config: Config, model: ModelConfig, classes: list[str], device: torch.device, adapter: Builder | None
+) -> Detector:
     distill = config.distill or DistillConfig()
     detector = build_detector(
         model,
@@ -175,6 +181,7 @@ def _detector(config: Config, model: ModelConfig, classes: list[str], device: to
         response_cls=distill.response_cls,
         response_smooth_l1_beta=distill.response_smooth_l1_beta,
         fused_losses=config.train.fused_losses,
+        adapter=adapter,
     ).to(device)
     return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
 

@@ -15,8 +15,10 @@ from torchvision.models.detection.image_list import ImageList
 from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
+from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.engine import checks, optim
 from gid_cuda.engine.checkpoint import save_checkpoint
+from gid_cuda.engine.contract import check_contract
 from gid_cuda.engine.evaluation import evaluate, format_metrics
 from gid_cuda.engine.log import RunLog
 from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
@@ -31,20 +33,26 @@ from gid_cuda.engine.setup import (
 )
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: Config, *, resume: bool = False, overwrite: bool = False, adapter: Builder | None = None
+) -> dict[str, Any]:
     """Train `config.model` on `config.data`, with the help of `config.teacher` where `config.distill` is set.
 
     Everything is written to the folder `config.output`. resume: go on from the last.pt there, or begin where there is
-    none. overwrite: replace the run that is there. Returns what metrics.json holds: the metrics of the finished model
-    (percent), AP and step of the best checkpoint, parameters, seconds of training, step.
-    Raises UserError for mistakes in config, data or weights, and where a loss stops being finite.
+    none. overwrite: replace the run that is there. adapter: builds a user's own detector. Returns what metrics.json
+    holds: the metrics of the finished model (percent), AP and step of the best checkpoint, parameters, seconds of
+    training, step.
+    Raises UserError for mistakes in config, data or weights, for a detector that breaks its contract, and where a loss
+    stops being finite.
     """
     check_folder(config, resume=resume, overwrite=overwrite)
+    check_adapter(adapter, config.model, config.teacher if config.distill is not None else None)
     train_set, val_set = build_data(config.data)
-    run = build_run(config, train_set.classes)
+    run = build_run(config, train_set.classes, adapter=adapter)
     content = resume_content(config, train_set.classes) if resume else None
     if content is not None:
         run.restore(content)
+    _check_contract(config, run, train_set)
     folder = open_folder(config, overwrite=overwrite)
     settings, progress = config.train, run.progress
     with RunLog(folder, start_step=progress.step, steps=settings.steps, every=settings.log_every) as log:
@@ -179,6 +187,15 @@ def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[T
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _check_contract(config: Config, run: Run, dataset: DetectionDataset) -> None:
+    """Two images through both detectors: a user's own may give what breaks, or teaches nothing, much later."""
+    batch = next(iter(build_loader(dataset, batch_size=2, workers=0, train=True, seed=config.seed)))
+    images, targets = to_device(config, run, batch)
+    raw = [image.to(_device(run)).float() / 255 for image in batch.images]
+    with run.autocast, without_compiled_code(config):
+        check_contract(run.student, run.teacher, images, targets, raw, len(dataset.classes))
 
 
 def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset, log: RunLog) -> None:

@@ -62,7 +62,7 @@ def _read_config(run: Path) -> dict[str, Any]:
 def _model(config: dict[str, Any]) -> dict[str, Any]:
     """What makes the network, not what it started from."""
     model = config.get("model") or {}
-    return {key: model.get(key) for key in ("detector", "backbone", "norm", "fpn_channels", "head_depth")}
+    return {key: model.get(key) for key in ("detector", "options", "backbone", "norm", "fpn_channels", "head_depth")}
 
 
 def comparison_table(
