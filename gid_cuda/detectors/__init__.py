@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gid_cuda.detectors.build import build_detector
+    from gid_cuda.detectors.fcos import FCOS
     from gid_cuda.detectors.retinanet import RetinaNet
 
-__all__ = ["RetinaNet", "build_detector"]
+__all__ = ["FCOS", "RetinaNet", "build_detector"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from gid_cuda.detectors.build import build_detector
 
         return build_detector
+    if name == "FCOS":
+        from gid_cuda.detectors.fcos import FCOS
+
+        return FCOS
     if name == "RetinaNet":
         from gid_cuda.detectors.retinanet import RetinaNet
 
