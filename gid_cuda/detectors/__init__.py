@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gid_cuda.detectors.build import build_detector
     from gid_cuda.detectors.faster_rcnn import FasterRCNN
+    from gid_cuda.detectors.fcos import FCOS
     from gid_cuda.detectors.retinanet import RetinaNet
 
-__all__ = ["FasterRCNN", "RetinaNet", "build_detector"]
+__all__ = ["FCOS", "FasterRCNN", "RetinaNet", "build_detector"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from gid_cuda.detectors.faster_rcnn import FasterRCNN
 
         return FasterRCNN
+    if name == "FCOS":
+        from gid_cuda.detectors.fcos import FCOS
+
+        return FCOS
     if name == "RetinaNet":
         from gid_cuda.detectors.retinanet import RetinaNet
 

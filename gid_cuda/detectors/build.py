@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gid_cuda.detectors import weights
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES, Pyramid, fpn_backbone
 from gid_cuda.detectors.faster_rcnn import FasterRCNN
+from gid_cuda.detectors.fcos import FCOS, GROUPS
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder, build_own
 from gid_cuda.detectors.retinanet import DEFAULT_HEAD_DEPTH, RetinaNet
@@ -48,7 +49,8 @@ def build_detector(
     if model.detector == "faster_rcnn":
         detector = _faster_rcnn(model, input, len(classes), **_given(response))
     else:
-        detector = _retinanet(model, input, len(classes), fused_losses=fused_losses, **_given(response))
+        make = _fcos if model.detector == "fcos" else _retinanet
+        detector = make(model, input, len(classes), fused_losses=fused_losses, **_given(response))
     if model.weights == "coco":
         detector.weight_notes = weights.load_coco(detector, model, classes)
     elif model.weights is not None:
@@ -74,7 +76,37 @@ def _retinanet(model: ModelConfig, input: InputConfig, num_classes: int, **optio
         num_classes,
         anchor_sizes=model.anchor_sizes,
         head_depth=model.head_depth,
-        **_given({name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")}),
+        **_postprocessing(model),
+        **_transform(input),
+        **options,
+    )
+
+
+def _fcos(
+    model: ModelConfig,
+    input: InputConfig,
+    num_classes: int,
+    *,
+    response_smooth_l1_beta: float | None = None,
+    **options: Any,
+) -> FCOS:
+    default = type(model).model_fields["anchor_sizes"].default
+    if model.anchor_sizes != default:
+        raise UserError(
+            f"FCOS has no anchors: leave model.anchor_sizes out (where a base config has it, set it to {default})"
+        )
+    if response_smooth_l1_beta is not None:
+        raise UserError("FCOS distils boxes by GIoU, which has no beta: leave distill.response_smooth_l1_beta out")
+    if model.fpn_channels % GROUPS:
+        raise UserError(
+            f"fpn_channels is {model.fpn_channels}, but FCOS's heads have group norm of {GROUPS} groups: "
+            f"give a multiple of {GROUPS}"
+        )
+    return FCOS(
+        _backbone(model, "P3-P7"),
+        num_classes,
+        head_depth=model.head_depth,
+        **_postprocessing(model),
         **_transform(input),
         **options,
     )
@@ -117,6 +149,10 @@ def _check_anchor_sizes(model: ModelConfig, pyramid: Pyramid) -> None:
             f"anchor_sizes has {len(model.anchor_sizes)} entries, but the detector has {len(strides)} levels "
             f"(strides {', '.join(map(str, strides))}): give one size a level"
         )
+
+
+def _postprocessing(model: ModelConfig) -> dict[str, Any]:
+    return _given({name: getattr(model, name) for name in ("score_thresh", "nms_thresh", "detections_per_img")})
 
 
 def _transform(input: InputConfig) -> dict[str, Any]:

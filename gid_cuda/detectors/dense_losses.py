@@ -34,28 +34,28 @@ class GroundTruth:
 
 @dataclass
 class TaskRecord:
-    """What was worked out for the task losses: `match_anchors`' result (B, R), the focal loss summed over each image
-    (B,), and what the sums of each image are multiplied by (B,), in both losses. Besides, what they were computed from
-    and the losses themselves, to know them again."""
+    """What was worked out for the task losses that share a gradient with distillation's: which ground truth each box is
+    for (B, R), as `match_anchors` gives it, the focal loss summed over each image (B,), and what the sums of each image
+    are multiplied by, (B,) or one for all. Besides, what they were computed from, by their names in the outputs, and
+    the losses themselves, to know them again."""
 
     truth: GroundTruth
     matched: Tensor
     focal: Tensor
     share: Tensor
-    predictions: tuple[Tensor, Tensor, Tensor]  # logits, deltas, anchors
+    predictions: dict[str, Tensor]
     losses: dict[str, Tensor]
 
     def is_of(self, outputs: DetectorOutputs) -> bool:
         """Are these still the predictions and the losses of then? A user may have weighted a loss, or put other logits
         into a copy of the outputs: then their losses are not for us to replace."""
-        now = (outputs.logits, outputs.deltas, outputs.anchors)
-        same = all(ours is theirs for ours, theirs in zip(now, self.predictions, strict=True))
+        same = all(getattr(outputs, name) is theirs for name, theirs in self.predictions.items())
         return same and all(outputs.losses.get(name) is loss for name, loss in self.losses.items())
 
 
 @dataclass
 class DenseOutputs(DetectorOutputs):
-    """`DetectorOutputs` of a detector whose task losses are those of `task_losses`; task is their record."""
+    """`DetectorOutputs` of a detector whose task losses have a record, `task`."""
 
     task: TaskRecord | None = None
 
@@ -95,7 +95,7 @@ def task_losses(
         weights=outputs.coder.weights,
     )
     losses = _averages(focal, l1, share)
-    predictions = (outputs.logits, outputs.deltas, outputs.anchors)
+    predictions = {name: getattr(outputs, name) for name in ("logits", "deltas", "anchors")}
     return losses, TaskRecord(truth, matched, focal.detach(), share, predictions, dict(losses))
 
 
@@ -114,21 +114,36 @@ def response_losses(
     then, student.losses is replaced by the same values with a joint gradient: whoever adds the task losses to the total
     afterwards has it in one pass (adding those of before is as right, and slower). Not under torch.no_grad.
     """
-    _check_same(student, teacher, mask)
-    task = student.task if isinstance(student, DenseOutputs) and torch.is_grad_enabled() else None
-    learns = {"teacher_logits": teacher.logits, "mask": mask, "kind": kind}
-    learns_boxes = {"teacher_deltas": teacher.deltas, "mask": mask, "beta": beta, "weights": student.coder.weights}
-    if task is None or not task.is_of(student):
-        _, cls = class_losses(student.logits, **learns)
-        _, reg = box_losses(student.deltas, **learns_boxes)
-        return cls.sum(), reg.sum()
-    truth = task.truth
-    focal, cls = class_losses(student.logits, matched=task.matched, labels=truth.labels, focal=task.focal, **learns)
-    l1, reg = box_losses(
-        student.deltas, matched=task.matched, boxes=truth.boxes, anchors=student.anchors, **learns_boxes
-    )
+    check_same(student, teacher, mask)
+    task = record_of(student)
+    focal, cls = class_response(student, teacher, mask, task, kind)
+    learns = {"teacher_deltas": teacher.deltas, "mask": mask, "beta": beta, "weights": student.coder.weights}
+    if task is None:
+        _, reg = box_losses(student.deltas, **learns)
+        return cls, reg.sum()
+    boxes, anchors = task.truth.boxes, student.anchors
+    l1, reg = box_losses(student.deltas, matched=task.matched, boxes=boxes, anchors=anchors, **learns)
     student.losses.update(_averages(focal, l1, task.share))
-    return cls.sum(), reg.sum()
+    return cls, reg.sum()
+
+
+def record_of(student: DetectorOutputs) -> TaskRecord | None:
+    """The record of student.losses where a joint gradient can take their place, else None."""
+    task = student.task if isinstance(student, DenseOutputs) and torch.is_grad_enabled() else None
+    return task if task is not None and task.is_of(student) else None
+
+
+def class_response(
+    student: DetectorOutputs,
+    teacher: DetectorOutputs,
+    mask: Tensor,
+    task: TaskRecord | None,
+    kind: Literal["bce", "focal"],
+) -> tuple[Tensor, Tensor]:
+    """(the task's focal loss again (B,), L_cls summed over the mask), of one gradient; focal is 0 without a record."""
+    known = {} if task is None else {"matched": task.matched, "labels": task.truth.labels, "focal": task.focal}
+    focal, cls = class_losses(student.logits, teacher_logits=teacher.logits, mask=mask, kind=kind, **known)
+    return focal, cls.sum()
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -139,7 +154,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """The operator takes a label beyond the classes for background; nobody means that."""
+    """ValueError for a label that is no class: the operator takes it for background, and nobody means that."""
     wrong = (labels < 0) | (labels >= classes)
     message = f"must be 0 to {classes - 1}, without background: count them from 0"
     if labels.is_cuda:
@@ -159,7 +174,8 @@ def _nothing(device: torch.device) -> Target:
     }
 
 
-def _check_same(student: DetectorOutputs, teacher: DetectorOutputs, mask: Tensor) -> None:
+def check_same(student: DetectorOutputs, teacher: DetectorOutputs, mask: Tensor) -> None:
+    """ValueError unless logits and deltas of both, and the mask, have the shapes that belong together."""
     for what in ("logits", "deltas"):
         ours, theirs = getattr(student, what), getattr(teacher, what)
         if ours.shape != theirs.shape or mask.shape != ours.shape[:2]:
