@@ -5,6 +5,7 @@ Importing this package, or `outputs`, needs torch alone; torchvision is imported
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,22 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FCOS", "FasterRCNN", "RetinaNet", "build_detector"]
 
+_MODULES = {"FCOS": "fcos", "FasterRCNN": "faster_rcnn", "RetinaNet": "retinanet", "build_detector": "build"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "build_detector":
-        from gid_cuda.detectors.build import build_detector
-
-        return build_detector
-    if name == "FasterRCNN":
-        from gid_cuda.detectors.faster_rcnn import FasterRCNN
-
-        return FasterRCNN
-    if name == "FCOS":
-        from gid_cuda.detectors.fcos import FCOS
-
-        return FCOS
-    if name == "RetinaNet":
-        from gid_cuda.detectors.retinanet import RetinaNet
-
-        return RetinaNet
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
