@@ -60,13 +60,12 @@ def one_box(deltas: list[float]) -> FCOSOutputs:
 
 
 def test_giou_by_hand() -> None:
-    """Teacher 16 x 16, student 16 x 8 within it: GIoU 1/2; it grows by 8 / 256 per unit of its right side."""
+    """Teacher 16 x 16, student 8 x 16 within it: GIoU 1/2."""
     student, teacher = one_box([1.0, 1, 0, 1]), one_box([1.0, 1, 1, 1])
     _, reg = response_losses(student, teacher, torch.ones(1, 1, dtype=torch.bool))
     reg.backward()
     assert reg.item() == pytest.approx(0.5, abs=1e-6)
-    # The stride, 8, times the height, 16, over the union, 256; half of it where sides coincide, and there the union
-    # and the hull would grow as well, so that nothing is left on the left, and of top and bottom only by the width, 8.
+    # A unit is the stride, 8 pixels; each adds the height, 16, to the intersection; union and hull stay the teacher's.
     assert student.deltas.grad[0, 0, 2].item() == pytest.approx(-8 * 16 / 256, abs=1e-6)
     assert teacher.deltas.grad is None
 
