@@ -125,6 +125,8 @@ def _faster_rcnn(model: ModelConfig, input: InputConfig, num_classes: int, **opt
         _backbone(model, "P2-P6"),
         num_classes,
         anchor_sizes=model.anchor_sizes,
+        exact_anchors=model.variant == "mmdetection",
+        aligned_rois=model.variant == "mmdetection",
         **_given(of_boxes),
         **_transform(input),
         **options,

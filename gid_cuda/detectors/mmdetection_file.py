@@ -56,7 +56,7 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it breaks
-        if found := re.search(r"Unsupported (?:global|class|operand)\W+(?:GLOBAL )?([\w.]+)", str(error)):
+        if found := re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{path} holds more than tensors and plain values ({found[1]}), which could run code: if you trust it, "
                 f"keep what is needed, where mmdetection is installed, by c = torch.load(..., weights_only=False); "
