@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from detector_helpers import small_model
 from mmdetection_helpers import CLASSES, CONFIGS, faster_rcnn_state, hollow, retinanet_state, save
 from torch import Tensor
 
-from gid_cuda.config import InputConfig, ModelConfig
+from gid_cuda.config import InputConfig, ModelConfig, config_from_dict
 from gid_cuda.detectors import build_detector
 from gid_cuda.detectors.mmdetection import convert_mmdetection
 from gid_cuda.errors import UserError
@@ -216,3 +217,25 @@ def test_the_script_tells_mistakes_in_one_line(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit):
         run(monkeypatch, "--input", "a", "--output", "b", "--classes", tmp_path / "names.txt")
     assert "one name a line" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_the_variants_is_torchvisions(tmp_path: Path) -> None:
+    detector = build_detector(small_model(), InputConfig(), CLASSES)
+    model = small_model().model_dump(mode="json")
+    del model["variant"]
+    torch.save(
+        {"model": detector.state_dict(), "classes": list(CLASSES), "config": {"model": model}}, tmp_path / "o.pt"
+    )
+    build_detector(small_model(weights=str(tmp_path / "o.pt")), InputConfig(), CLASSES)
+    with pytest.raises(UserError, match="made with variant torchvision, and this config has variant mmdetection"):
+        build_detector(small_model(weights=str(tmp_path / "o.pt"), variant="mmdetection"), InputConfig(), CLASSES)
+
+
+@pytest.mark.parametrize("model, teacher, message", [
+    ({}, {"variant": "mmdetection"}, "teacher.variant is mmdetection and model.variant is torchvision: .* set model.v"),
+    ({"detector": "fcos", "variant": "mmdetection"}, {"detector": "fcos"}, "variant mmdetection exists for retinanet a"),
+])  # fmt: skip
+def test_a_config_tells_variants_that_do_not_fit(model: dict[str, str], teacher: dict[str, str], message: str) -> None:
+    raw = {"output": "o", "data": {"format": "coco", "root": "d"}, "train": {"steps": 1}, "distill": {}}
+    with pytest.raises(UserError, match=message):
+        config_from_dict({**raw, "model": model, "teacher": {"weights": "t.pt", **teacher}}, name="x.yaml")
