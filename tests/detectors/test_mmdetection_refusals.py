@@ -233,7 +233,7 @@ def test_a_checkpoint_from_before_the_variants_is_torchvisions(tmp_path: Path) -
 
 @pytest.mark.parametrize("model, teacher, message", [
     ({}, {"variant": "mmdetection"}, "teacher.variant is mmdetection and model.variant is torchvision: .* set model.v"),
-    ({"detector": "fcos", "variant": "mmdetection"}, {"detector": "fcos"}, "variant mmdetection exists for retinanet a"),
+    ({"detector": "fcos", "variant": "mmdetection"}, {"detector": "fcos"}, "variant mmdetection exists for retinanet"),
 ])  # fmt: skip
 def test_a_config_tells_variants_that_do_not_fit(model: dict[str, str], teacher: dict[str, str], message: str) -> None:
     raw = {"output": "o", "data": {"format": "coco", "root": "d"}, "train": {"steps": 1}, "distill": {}}
