@@ -236,15 +236,15 @@ class Config(Section):
                 f"teacher.anchor_sizes is {self.teacher.anchor_sizes} and model.anchor_sizes is "
                 f"{self.model.anchor_sizes}: their boxes must correspond one to one, so both must be the same"
             )
-        if self.teacher.variant != self.model.variant:
-            raise ValueError(
-                f"teacher.variant is {self.teacher.variant} and model.variant is {self.model.variant}: their boxes "
-                f"must correspond one to one, so both must be the same: set model.variant={self.teacher.variant}"
-            )
         if self.teacher.detector != self.model.detector:
             raise ValueError(
                 f"teacher.detector is {self.teacher.detector} and model.detector is {self.model.detector}: "
                 "their boxes must correspond one to one, so both must be the same kind"
+            )
+        if self.teacher.variant != self.model.variant:
+            raise ValueError(
+                f"teacher.variant is {self.teacher.variant} and model.variant is {self.model.variant}: their boxes "
+                f"must correspond one to one, so both must be the same: set model.variant={self.teacher.variant}"
             )
         return self
 

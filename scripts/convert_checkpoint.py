@@ -37,9 +37,10 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(arguments.output, content)
     model = content["config"]["model"]
-    keys = ("detector", "backbone", "variant", "anchor_sizes")
-    print(f"{arguments.output}: {', '.join(f'{key} {model[key]}' for key in keys)}, {len(content['classes'])} classes")
-    print("set the same variant and anchor_sizes in the student's model section")
+    keys = ("detector", "variant", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
+    section = ", ".join([*(f"{key}: {model[key]}" for key in keys), f"weights: {arguments.output}"])
+    print(f"{arguments.output}: {len(content['classes'])} classes; for a config:\nteacher: {{{section}}}")
+    print("the student's model section takes the same detector, variant and anchor_sizes")
 
 
 if __name__ == "__main__":

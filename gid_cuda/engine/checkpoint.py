@@ -1,8 +1,8 @@
 """Checkpoint files: plain containers and tensors, written so that a crash never leaves half a file.
 
-{"format": 1, "model": the detector's state dict, "classes": names, "config": the resolved config as plain values,
- "step": steps done, "metrics": the latest evaluation or None,
- "resume": optimizer, scaler, distillation layers, random states ... (last.pt alone)}
+    {"format": 1, "model": the detector's state dict, "classes": names, "config": the resolved config as plain values,
+     "step": steps done, "metrics": the latest evaluation or None,
+     "resume": optimizer, scaler, distillation layers, random states ... (last.pt alone)}
 """
 
 from __future__ import annotations

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from detector_helpers import small_model
 from mmdetection_helpers import CLASSES, CONFIGS, faster_rcnn_state, hollow, retinanet_state, save
 from torch import Tensor
 
 from gid_cuda.config import InputConfig, ModelConfig, config_from_dict
-from gid_cuda.detectors import build_detector
+from gid_cuda.detectors import RetinaNet, build_detector
 from gid_cuda.detectors.mmdetection import convert_mmdetection
 from gid_cuda.errors import UserError
 
@@ -205,7 +206,10 @@ def test_the_script(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     output = tmp_path / "new" / "teacher.pt"
     run(monkeypatch, "--input", file, "--output", output, "--classes", tmp_path / "names.txt")
     printed = capsys.readouterr().out
-    assert "detector retinanet, backbone resnet18, variant mmdetection" in printed and "3 classes" in printed
+    assert "3 classes" in printed
+    section = yaml.safe_load(printed.splitlines()[1])["teacher"]
+    assert ModelConfig(**section).variant == "mmdetection"
+    assert isinstance(build_detector(ModelConfig(**section), InputConfig(), ["Katze", "Hund", "Pferd"]), RetinaNet)
     assert torch.load(output, weights_only=True)["classes"] == ["Katze", "Hund", "Pferd"]
 
 
