@@ -9,6 +9,7 @@ OUTPUT serves as teacher.weights or model.weights beside `variant: mmdetection`,
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from gid_cuda.detectors.mmdetection import convert_mmdetection
@@ -38,7 +39,7 @@ def main() -> None:
     save_checkpoint(arguments.output, content)
     model = content["config"]["model"]
     keys = ("detector", "variant", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
-    section = ", ".join([*(f"{key}: {model[key]}" for key in keys), f"weights: {arguments.output}"])
+    section = ", ".join([*(f"{key}: {model[key]}" for key in keys), f"weights: {json.dumps(str(arguments.output))}"])
     print(f"{arguments.output}: {len(content['classes'])} classes; for a config:\nteacher: {{{section}}}")
     print("the student's model section takes the same detector, variant and anchor_sizes")
 

@@ -203,7 +203,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 def test_the_script(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     (tmp_path / "names.txt").write_text("Katze\nHund\n\nPferd\n", encoding="utf-8")
-    output = tmp_path / "new" / "teacher.pt"
+    output = tmp_path / "new, too" / "teacher.pt"
     run(monkeypatch, "--input", file, "--output", output, "--classes", tmp_path / "names.txt")
     printed = capsys.readouterr().out
     assert "3 classes" in printed
