@@ -108,6 +108,9 @@ class ModelConfig(Section):
         "resnet50"
     )
     weights: HomeText | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
+    # whose anchors, P6, P7 and RoIAlign: torchvision's, or mmdetection's, which the checkpoints of
+    # scripts/convert_checkpoint.py need; teacher and student alike
+    variant: Literal["torchvision", "mmdetection"] = "torchvision"
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
     norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
     # of the backbone, as torchvision counts; none: 3 with weights, else all
@@ -130,6 +133,14 @@ class ModelConfig(Section):
             )
         if self.detector == "own" and self.weights == "coco":
             raise ValueError("weights: coco exists for torchvision's detectors, not for detector: own: name a file")
+        return self
+
+    @model_validator(mode="after")
+    def _variant_exists(self) -> ModelConfig:
+        if self.detector not in ("retinanet", "faster_rcnn") and self.variant != "torchvision":
+            raise ValueError(
+                f"variant {self.variant} exists for retinanet and faster_rcnn, not for {self.detector}: leave it out"
+            )
         return self
 
 
@@ -229,6 +240,11 @@ class Config(Section):
             raise ValueError(
                 f"teacher.detector is {self.teacher.detector} and model.detector is {self.model.detector}: "
                 "their boxes must correspond one to one, so both must be the same kind"
+            )
+        if self.teacher.variant != self.model.variant:
+            raise ValueError(
+                f"teacher.variant is {self.teacher.variant} and model.variant is {self.model.variant}: their boxes "
+                f"must correspond one to one, so both must be the same: set model.variant={self.teacher.variant}"
             )
         return self
 

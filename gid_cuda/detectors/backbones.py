@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -34,14 +34,17 @@ def fpn_backbone(
     channels: int,
     norm: Literal["frozen", "live"],
     pyramid: Pyramid = "P3-P7",
+    extra_from: Literal["p5", "c5"] = "p5",
+    relu_before_p7: bool = True,
     trainable_layers: int | None = None,
     imagenet: bool = False,
 ) -> BackboneWithFPN:
     """The named network with a feature pyramid, as torchvision's detectors have it.
 
     State-dict keys are torchvision's own. channels: width of every level. norm: batch norm with frozen statistics or a
-    live one. trainable_layers: how many stages, counted from the last, are trained (ResNet and MobileNetV2 have 5,
-    MobileNetV3 has 6); none: all. imagenet: start from torchvision's classification weights.
+    live one. extra_from, relu_before_p7: what P6 is computed from, and whether a ReLU stands between P6 and P7; of the
+    pyramid P3-P7 alone. trainable_layers: how many stages, counted from the last, are trained (ResNet and MobileNetV2
+    have 5, MobileNetV3 has 6); none: all. imagenet: start from torchvision's classification weights.
     """
     network = getattr(torchvision.models, name)(weights=None, norm_layer=_norm_layer(norm, name))
     if imagenet:
@@ -59,7 +62,8 @@ def fpn_backbone(
     extra: ExtraFPNBlock = LastLevelMaxPool()
     if pyramid == "P3-P7":
         outputs.pop(next(iter(outputs)))
-        extra = LastLevelP6P7(channels, channels)
+        first = channels if extra_from == "p5" else list(outputs.values())[-1]
+        extra = _P6P7(first, channels, from_c5=extra_from == "c5", relu=relu_before_p7)
     return BackboneWithFPN(
         body,
         return_layers={layer: str(level) for level, layer in enumerate(outputs)},
@@ -67,6 +71,22 @@ def fpn_backbone(
         out_channels=channels,
         extra_blocks=extra,
     )
+
+
+class _P6P7(LastLevelP6P7):
+    """torchvision's, which goes by the widths alone whether P6 comes from C5 or P5, and always has the ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, from_c5: bool, relu: bool) -> None:
+        super().__init__(in_channels, out_channels)
+        self.use_P5 = not from_c5
+        self.relu = relu
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """p: P3..P5, c: C3..C5, finest first."""
+        if self.relu:
+            return super().forward(p, c, names)
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+        return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
 
 
 def _norm_layer(norm: Literal["frozen", "live"], name: str) -> Callable[..., nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from gid_cuda.detectors import weights
+from gid_cuda.detectors import weights, weights_coco
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES, Pyramid, fpn_backbone
 from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.detectors.fcos import FCOS, GROUPS
@@ -52,7 +52,7 @@ def build_detector(
         make = _fcos if model.detector == "fcos" else _retinanet
         detector = make(model, input, len(classes), fused_losses=fused_losses, **_given(response))
     if model.weights == "coco":
-        detector.weight_notes = weights.load_coco(detector, model, classes)
+        detector.weight_notes = weights_coco.load_coco(detector, model, classes)
     elif model.weights is not None:
         detector.weight_notes = weights.load_file(detector, model, input, classes)
     elif imagenet:
@@ -75,6 +75,7 @@ def _retinanet(model: ModelConfig, input: InputConfig, num_classes: int, **optio
         _backbone(model, "P3-P7"),
         num_classes,
         anchor_sizes=model.anchor_sizes,
+        exact_anchors=model.variant == "mmdetection",
         head_depth=model.head_depth,
         **_postprocessing(model),
         **_transform(input),
@@ -124,6 +125,8 @@ def _faster_rcnn(model: ModelConfig, input: InputConfig, num_classes: int, **opt
         _backbone(model, "P2-P6"),
         num_classes,
         anchor_sizes=model.anchor_sizes,
+        exact_anchors=model.variant == "mmdetection",
+        aligned_rois=model.variant == "mmdetection",
         **_given(of_boxes),
         **_transform(input),
         **options,
@@ -137,6 +140,8 @@ def _backbone(model: ModelConfig, pyramid: Pyramid) -> BackboneWithFPN:
         channels=model.fpn_channels,
         norm=model.norm,
         pyramid=pyramid,
+        extra_from="c5" if model.variant == "mmdetection" else "p5",
+        relu_before_p7=model.variant != "mmdetection",
         trainable_layers=3 if pretrained and model.trainable_layers is None else model.trainable_layers,
         imagenet=model.weights is None and model.backbone_weights == "imagenet",
     )

@@ -20,9 +20,11 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import initLevelMapper
 
 from gid_cuda.detectors import dense_losses
+from gid_cuda.detectors.aligned_rois import AlignedRoIAlign
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.torchvision_base import (
+    ExactAnchors,
     TorchvisionDetector,
     check_targets_fit,
     empty_sum,
@@ -50,7 +52,8 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
 
     backbone: gives the levels P2..P6 (P6 pooled, named "pool") and has `out_channels`.
     num_classes: C, without background, which is row 0 of the box predictor's C + 1.
-    anchor_sizes: pixels, one a level, each at 3 ratios. response_cls, response_smooth_l1_beta: see `response_losses`.
+    anchor_sizes: pixels, one a level, each at 3 ratios. exact_anchors, aligned_rois: see `ExactAnchors` and
+    `AlignedRoIAlign`. response_cls, response_smooth_l1_beta: see `response_losses`.
     options: torchvision's own, e.g. min_size, max_size, image_mean, image_std, rpn_post_nms_top_n_test,
         box_score_thresh, box_nms_thresh, box_detections_per_img.
     """
@@ -63,12 +66,15 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
         num_classes: int,
         *,
         anchor_sizes: Sequence[int] = DEFAULT_ANCHOR_SIZES,
+        exact_anchors: bool = False,
+        aligned_rois: bool = False,
         response_cls: Literal["bce", "focal"] = "bce",
         response_smooth_l1_beta: float = RESPONSE_SMOOTH_L1_BETA,
         **options: Any,
     ) -> None:
-        options.setdefault("box_roi_pool", _roi_pool())
-        super().__init__(backbone, num_classes + 1, rpn_anchor_generator=_anchor_generator(anchor_sizes), **options)
+        options.setdefault("box_roi_pool", _roi_pool(aligned=aligned_rois))
+        anchors = _anchor_generator(anchor_sizes, exact=exact_anchors)
+        super().__init__(backbone, num_classes + 1, rpn_anchor_generator=anchors, **options)
         self.num_classes = num_classes
         self.out_channels = backbone.out_channels
         self.response_cls = response_cls
@@ -213,19 +219,24 @@ def _inner_target(target: Target | None, classes: int, device: torch.device) -> 
     return {"boxes": boxes[with_area], "labels": labels[with_area] + 1}
 
 
-def _anchor_generator(sizes: Sequence[int]) -> AnchorGenerator:
+def _anchor_generator(sizes: Sequence[int], *, exact: bool) -> AnchorGenerator:
     """torchvision's default scheme, one scale and three ratios a level, for any sizes."""
+    if exact:
+        return ExactAnchors([[size] for size in sizes], PYRAMID_STRIDES["P2-P6"])
     return AnchorGenerator(tuple((size,) for size in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
-def _roi_pool() -> MultiScaleRoIAlign:
+def _roi_pool(*, aligned: bool) -> MultiScaleRoIAlign:
     """torchvision's, told the levels' strides.
 
     Left alone it takes them from the first batch's sizes before padding, and keeps them: after one that begins with an
     image much smaller than its padding every later crop comes from the wrong place.
     """
-    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in PYRAMID_STRIDES["P2-P6"][:4]]
+    names, strides = ["0", "1", "2", "3"], PYRAMID_STRIDES["P2-P6"][:4]
+    if aligned:
+        return AlignedRoIAlign(names, strides)
+    pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(2, 5, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level)
     return pool
 

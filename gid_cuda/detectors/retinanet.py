@@ -18,6 +18,7 @@ from gid_cuda.detectors.dense_losses import DenseOutputs
 from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.postprocess import detect
 from gid_cuda.detectors.torchvision_base import (
+    ExactAnchors,
     TorchvisionDetector,
     check_targets_fit,
     empty_sum,
@@ -41,7 +42,8 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
 
     backbone: gives the levels P3..P7 and has `out_channels`.
     num_classes: C, without background. anchor_sizes: pixels, one a level, each at 3 scales and 3 ratios.
-    head_depth: 3x3 convolutions of each head. response_cls, response_smooth_l1_beta: see `response_losses`.
+    exact_anchors: see `ExactAnchors`. head_depth: 3x3 convolutions of each head.
+    response_cls, response_smooth_l1_beta: see `response_losses`.
     fused_losses: see above; the values differ by float32 rounding.
     options: torchvision's own, e.g. min_size, max_size, image_mean, image_std, score_thresh, nms_thresh,
         detections_per_img.
@@ -55,13 +57,14 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
         num_classes: int,
         *,
         anchor_sizes: Sequence[int] = DEFAULT_ANCHOR_SIZES,
+        exact_anchors: bool = False,
         head_depth: int = DEFAULT_HEAD_DEPTH,
         response_cls: Literal["bce", "focal"] = "bce",
         response_smooth_l1_beta: float = RESPONSE_SMOOTH_L1_BETA,
         fused_losses: bool = True,
         **options: Any,
     ) -> None:
-        generator = _anchor_generator(anchor_sizes)
+        generator = _anchor_generator(anchor_sizes, exact=exact_anchors)
         anchors_per_cell = generator.num_anchors_per_location()[0]
         head = RetinaNetHead(backbone.out_channels, anchors_per_cell, num_classes)
         if head_depth != DEFAULT_HEAD_DEPTH:
@@ -146,9 +149,12 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
         )
 
 
-def _anchor_generator(sizes: Sequence[int]) -> AnchorGenerator:
+def _anchor_generator(sizes: Sequence[int], *, exact: bool) -> AnchorGenerator:
     """torchvision's default scheme, three scales an octave and three ratios, for any sizes."""
-    scales = tuple((size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes)
+    scales = tuple((size, size * 2 ** (1 / 3), size * 2 ** (2 / 3)) for size in sizes)
+    if exact:
+        return ExactAnchors(scales, PYRAMID_STRIDES["P3-P7"])
+    scales = tuple(tuple(int(scale) for scale in level) for level in scales)
     return AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * len(scales))
 
 

@@ -12,6 +12,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from gid_cuda.detectors import dense_losses
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, ImageList
 
+CPU = torch.device("cpu")
+
 
 class TorchvisionDetector(Detector):
     """Base of the adapters, to be subclassed together with torchvision's model, whose state-dict keys stay as they are.
@@ -51,6 +53,35 @@ class TorchvisionDetector(Detector):
         """torch.compile, with its arguments, of `networks`. In place: state-dict keys stay as they are."""
         for name in self.networks:
             self.get_submodule(name).compile(*args, **kwargs)
+
+
+class ExactAnchors(AnchorGenerator):
+    """Anchors of the very sizes given, on the nominal strides; torchvision's own are rounded to whole pixels, and lie
+    as far apart as the padded image divided by the map has it.
+
+    sizes: pixels, several a level. strides: pixels, one a level. Each size at the ratios 1:2, 1:1 and 2:1.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[float]], strides: Sequence[int]) -> None:
+        super().__init__(tuple(tuple(level) for level in sizes), ((0.5, 1.0, 2.0),) * len(sizes))
+        self.strides = list(strides)
+
+    def generate_anchors(
+        self,
+        scales: Sequence[float],
+        aspect_ratios: Sequence[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> Tensor:
+        """(A, 4) around the origin, ratio by ratio, and in each of them size by size."""
+        size = torch.as_tensor(scales, dtype=dtype, device=device)
+        root = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        width, height = (1 / root * size).flatten(), (root * size).flatten()
+        return torch.stack([-width, -height, width, height], dim=1) / 2
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """Per level (H_l * W_l * A, 4). strides: torchvision's, which the nominal ones stand in for."""
+        return super().grid_anchors(grid_sizes, [[stride, stride] for stride in self.strides])
 
 
 def grid_anchors(generator: AnchorGenerator, images: ImageList, features: Sequence[Tensor]) -> Tensor:

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import WeightsEnum
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.errors import UserError
@@ -22,10 +20,8 @@ if TYPE_CHECKING:
 State = Mapping[str, Tensor]
 
 _TORCHVISION_INPUT = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of all of torchvision's weights
-_COCO_MODEL = {"backbone": "resnet50", "fpn_channels": 256, "head_depth": 4, "anchor_sizes": [32, 64, 128, 256, 512]}
-_NOT_A_CLASS = {"__background__", "n/a"}  # rows of torchvision's 91 that name nothing
 # Of a config's model section.
-_SHAPE_KEYS = ("detector", "options", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
+_SHAPE_KEYS = ("detector", "options", "variant", "backbone", "fpn_channels", "head_depth", "anchor_sizes")
 _COUNTER = ".num_batches_tracked"  # live batch norm has it, frozen has not; each loads the other's weights
 
 
@@ -41,7 +37,7 @@ def torchvision_state(weights: WeightsEnum) -> State:
     except Exception as error:  # no network, no space, a broken file in the cache: all are mended the same way
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"could not get torchvision's weights {weights} ({_reason(error)}): "
+            f"could not get torchvision's weights {weights} ({reason(error)}): "
             f"download {weights.url} by other means and place it in {folder}"
         ) from error
 
@@ -49,30 +45,6 @@ def torchvision_state(weights: WeightsEnum) -> State:
 def check_torchvision_input(what: str, input: InputConfig) -> None:
     """torchvision's weights expect ImageNet's mean and std; others are refused rather than silently worse."""
     _check_input(what, _TORCHVISION_INPUT, input)
-
-
-def load_coco(detector: Detector, model: ModelConfig, classes: Sequence[str]) -> list[str]:
-    """torchvision's COCO weights: class rows gathered by name, those of other classes stay newly initialised.
-
-    Returns notes, one line each.
-    """
-    enum = RetinaNet_ResNet50_FPN_Weights.COCO_V1
-    if other := [f"{key} {getattr(model, key)}" for key, value in _COCO_MODEL.items() if getattr(model, key) != value]:
-        known = _listed(f"{key} {value}" for key, value in _COCO_MODEL.items())
-        raise UserError(
-            f"weights: coco exists for {known} alone, and this config has {_listed(other)}: "
-            "change that, give a checkpoint file, or use backbone_weights: imagenet"
-        )
-    names = [name.casefold() for name in enum.meta["categories"]]
-    rows = {name: row for row, name in enumerate(names) if name not in _NOT_A_CLASS}
-    matches = [rows.get(name.casefold()) for name in classes]
-    _load(detector, _gather_classes(torchvision_state(enum), detector, matches, len(names)), "coco")
-    _absorb_zero_eps(detector)
-    new = [name for name, row in zip(classes, matches, strict=True) if row is None]
-    notes = [f"weights: coco, {len(classes) - len(new)} of {len(classes)} classes taken over by name"]
-    if new:
-        notes.append(f"weights: coco has no class {_listed(new)}: initialised anew")
-    return notes
 
 
 def load_file(detector: Detector, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
@@ -85,19 +57,19 @@ def load_file(detector: Detector, model: ModelConfig, input: InputConfig, classe
     theirs = checkpoint.get("classes")
     if theirs is None:
         _check_class_count(path, state, detector)
-        _load(detector, state, path)
+        load_state(detector, state, path)
         return [f"weights: {path}, a state dict without class names: taken to be in the data set's order"]
     _check_classes(path, theirs, classes)
-    _load(detector, state, path)
+    load_state(detector, state, path)
     if list(theirs) == list(classes):
         return [f"weights: {path}"]
     if not detector.class_rows:
         raise UserError(
-            f"weights: {path} has the classes in the order {_listed(theirs)}, and this detector cannot bring them into "
+            f"weights: {path} has the classes in the order {listed(theirs)}, and this detector cannot bring them into "
             f"another: set data.classes to that order"
         )
     matches = [theirs.index(name) for name in classes]
-    detector.load_state_dict(_gather_classes(detector.state_dict(), detector, matches, len(classes)))
+    detector.load_state_dict(gather_classes(detector.state_dict(), detector, matches, len(classes)))
     return [f"weights: {path}, its classes brought into the data set's order by name"]
 
 
@@ -111,25 +83,29 @@ def _read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a broken file raises depends on where it breaks
         raise UserError(
-            f"weights: {path} cannot be read as a PyTorch file of plain tensors ({_reason(error)}): "
+            f"weights: {path} cannot be read as a PyTorch file of plain tensors ({reason(error)}): "
             "it may be truncated or of another kind; copy it again or give the best.pt of a run"
         ) from error
     checkpoint = content if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping) else {}
     state = checkpoint.get("model", content)
     if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+        hint = ""
+        if isinstance(content, Mapping) and "state_dict" in content:
+            hint = ", or convert it first if mmdetection made it: scripts/convert_checkpoint.py"
         raise UserError(
-            f"weights: {path} is neither a checkpoint of this package nor a state dict: give the best.pt of a run"
+            f"weights: {path} is neither a checkpoint of this package nor a state dict: give the best.pt of a run{hint}"
         )
     return state, checkpoint
 
 
 def _check_model(path: Path, theirs: Mapping[str, Any], ours: ModelConfig) -> None:
     """What the checkpoint's own config says; other anchors would fit every tensor and still be wrong."""
+    theirs = {"variant": "torchvision", **theirs} if theirs else theirs  # older checkpoints know of no other
     keys = [key for key in _SHAPE_KEYS if key in theirs and theirs[key] != getattr(ours, key)]
     if keys:
         made, wanted = [f"{key} {theirs[key]}" for key in keys], [f"{key} {getattr(ours, key)}" for key in keys]
         raise UserError(
-            f"weights: {path} was made with {_listed(made)}, and this config has {_listed(wanted)}: "
+            f"weights: {path} was made with {listed(made)}, and this config has {listed(wanted)}: "
             "set the config to what the weights were made with"
         )
 
@@ -149,9 +125,9 @@ def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> No
         return
     differences = ""
     if gone := [name for name in theirs if name not in ours]:
-        differences += f", only the weights have {_listed(gone)}"
+        differences += f", only the weights have {listed(gone)}"
     if new := [name for name in ours if name not in theirs]:
-        differences += f", only the data has {_listed(new)}"
+        differences += f", only the data has {listed(new)}"
     raise UserError(
         f"weights: {path} was trained on {len(theirs)} classes and the data has {len(ours)}{differences}: "
         "use weights trained on this data set, or set data.classes to theirs"
@@ -163,7 +139,7 @@ def _check_class_count(path: Path, state: State, detector: Detector) -> None:
     for rows in detector.class_rows:
         key = f"{rows.layer}.bias"
         if key not in state or state[key].numel() % (rows.anchors * rows.each):
-            return  # another architecture, which `_load` reports
+            return  # another architecture, which `load_state` reports
         count = state[key].numel() // (rows.anchors * rows.each)
         if count != detector.num_classes + rows.background:
             hint = ", or weights: coco if these are torchvision's" if count == 91 else ""
@@ -173,7 +149,7 @@ def _check_class_count(path: Path, state: State, detector: Detector) -> None:
             )
 
 
-def _gather_classes(state: State, detector: Detector, matches: Sequence[int | None], count: int) -> State:
+def gather_classes(state: State, detector: Detector, matches: Sequence[int | None], count: int) -> State:
     """The state dict with our classes' rows: `matches` has one of its `count` classes for each of ours.
 
     Both are counted without background. None keeps the detector's own row.
@@ -191,7 +167,7 @@ def _gather_classes(state: State, detector: Detector, matches: Sequence[int | No
     return gathered
 
 
-def _load(detector: Detector, state: State, what: Path | str) -> None:
+def load_state(detector: Detector, state: State, what: Path | str) -> None:
     """load_state_dict; what does not fit is told by name."""
     try:
         detector.load_state_dict(state)
@@ -203,21 +179,11 @@ def _load(detector: Detector, state: State, what: Path | str) -> None:
             "unexpected": [key for key in given if key not in own],
             "of another shape": [f"{k} {given[k]} not {own[k]}" for k in own if k in given and own[k] != given[k]],
         }
-        told = [f"{len(keys)} tensors {kind} ({_listed(keys, most=2)})" for kind, keys in kinds.items() if keys]
+        told = [f"{len(keys)} tensors {kind} ({listed(keys, most=2)})" for kind, keys in kinds.items() if keys]
         raise UserError(
             f"weights: {what} does not fit this detector, {'; '.join(told)}: "
             "set backbone, fpn_channels, head_depth or options to what the weights were made with"
         ) from error
-
-
-def _absorb_zero_eps(detector: nn.Module) -> None:
-    """torchvision's COCO_V1 weights go with eps = 0 in batch norm (its `overwrite_eps`), which no state dict records.
-
-    Less eps in the variance has the same effect, and whoever loads our checkpoint has it too.
-    """
-    for layer in detector.modules():
-        if isinstance(layer, FrozenBatchNorm2d | nn.BatchNorm2d):
-            layer.running_var -= layer.eps
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -225,11 +191,11 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
+def listed(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 
@@ -23,3 +26,12 @@ def targets() -> list[dict[str, Tensor]]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """url -> state dict, in place of the network."""
+    states: dict[str, Any] = {}
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda url, **options: states[url])
+    return states

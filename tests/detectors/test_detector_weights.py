@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from detector_helpers import settle, small_input, small_model
+from detector_helpers import small_input, small_model
 from torch import Tensor
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import InputConfig, ModelConfig
 from gid_cuda.detectors import RetinaNet, build_detector
 from gid_cuda.errors import UserError
 
-COCO = RetinaNet_ResNet50_FPN_Weights.COCO_V1
 CLASSES = ["cat", "dog", "horse"]
 
 
@@ -177,61 +175,6 @@ def test_weights_of_another_normalisation_are_refused(saved: Path, key: str, val
 
 
 # -- torchvision's, by name -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """url -> state dict, in place of the network."""
-    states: dict[str, Any] = {}
-
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda url, **options: states[url])
-    return states
-
-
-def coco_state() -> dict[str, Tensor]:
-    """As torchvision's file: 91 rows, old names of the head's layers, and a norm in which eps = 0 matters."""
-    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
-    settle(model)
-    model.backbone.body.bn1.running_var *= 1e-5
-    with torch.no_grad():
-        model.backbone.body.bn1.weight *= 1e-5**0.5
-    state = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    for key in [key for key in state if ".conv." in key]:
-        head, _, rest = key.partition(".conv.")
-        index, _, name = rest.split(".")
-        state[f"{head}.conv.{2 * int(index)}.{name}"] = state.pop(key)
-    return state
-
-
-def test_coco_weights_are_torchvisions_model_with_rows_by_name(downloads: dict[str, Any]) -> None:
-    downloads[COCO.url] = coco_state()
-    theirs = retinanet_resnet50_fpn(weights=COCO).eval()
-    images = ImageList(torch.rand(1, 3, 64, 64), [(64, 64)])
-    features = list(theirs.backbone(images.tensors).values())
-    expected = theirs.head(features)
-    classes = ["zebra", "no such thing", "Person", "N/A"]
-    for norm in ("frozen", "live"):
-        ours = build_detector(ModelConfig(weights="coco", norm=norm), InputConfig(), classes).eval()
-        found = ours(images)
-        rows = [COCO.meta["categories"].index(name) for name in ("zebra", "person")]
-        torch.testing.assert_close(found.logits[..., [0, 2]], expected["cls_logits"][..., rows], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(found.deltas, expected["bbox_regression"], rtol=1e-3, atol=1e-3)
-        assert ours.weight_notes == [
-            "weights: coco, 2 of 4 classes taken over by name",
-            "weights: coco has no class no such thing, N/A: initialised anew",
-        ]
-        bias = ours.head.classification_head.cls_logits.bias.unflatten(0, (-1, 4))[:, [1, 3]]
-        torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, 0.01))
-
-
-@pytest.mark.parametrize("change, message", [
-    ({"backbone": "resnet101"}, "this config has backbone resnet101: .* backbone_weights: imagenet"),
-    ({"fpn_channels": 64, "head_depth": 2}, "this config has fpn_channels 64, head_depth 2"),
-    ({"anchor_sizes": [16, 32, 64, 128, 256]}, r"this config has anchor_sizes \[16, 32, 64, 128, 256\]"),
-])  # fmt: skip
-def test_coco_weights_exist_for_one_model(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match="weights: coco exists for backbone resnet50, fpn_channels 256.*" + message):
-        build_detector(ModelConfig(weights="coco", **change), InputConfig(), ["person"])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])

@@ -1,0 +1,123 @@
+"""What a file of mmdetection's holds: tensors, class names, and the settings in its config text, read, never run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gid_cuda.errors import UserError
+
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass
+class MMDetectionFile:
+    """state: tensors by mmdetection's names, without batch norm's counters. classes: None where the file has none.
+
+    settings: what the file's config text says of the model, by path ("backbone.style"); empty where there is no text.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    classes: list[str] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read_mmdetection(path: Path) -> MMDetectionFile:
+    """Raises UserError: no such file, unreadable, or nothing of mmdetection's."""
+    content = _load(path)
+    state = content.get("state_dict") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise UserError(
+            f"{path} is no checkpoint of mmdetection, which would have its weights under state_dict: give the .pth "
+            "file of a training run or of mmdetection's model zoo"
+        )
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    text = meta.get("cfg", meta.get("config"))  # 3.x, 2.x
+    return MMDetectionFile(
+        path=path,
+        state={key: value for key, value in state.items() if not key.endswith(_COUNTER)},
+        classes=_classes(meta),
+        settings=_settings(text) if isinstance(text, str) else {},
+    )
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give a checkpoint of mmdetection")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a broken file raises depends on where it breaks
+        if found := re.search(r"nsupported (?:global: )?GLOBAL ([\w.]+)", str(error)):
+            raise UserError(
+                f"{path} holds more than tensors and plain values ({found[1]}), which could run code: if you trust it, "
+                f"keep what is needed, where mmdetection is installed, by c = torch.load(..., weights_only=False); "
+                f"torch.save({{k: c[k] for k in ('meta', 'state_dict')}}, 'small.pth'), and convert small.pth"
+            ) from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind; copy it again"
+        ) from None
+
+
+def _classes(meta: Mapping[str, Any]) -> list[str] | None:
+    """3.x: meta.dataset_meta.classes (first CLASSES); 2.x: meta.CLASSES. A single class may stand there as text."""
+    data = meta.get("dataset_meta")
+    for holder in (data if isinstance(data, Mapping) else {}, meta):
+        for key in ("classes", "CLASSES"):
+            names = holder.get(key)
+            names = [names] if isinstance(names, str) else names
+            if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+                return list(names)
+    return None
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """The assignment to `model` in a config's text, flat: {"neck.num_outs": 5, ...}; also img_norm_cfg (2.x)."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    values: dict[str, Any] = {}
+    for line in tree.body:
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            values[line.targets[0].id] = _plain(line.value, values)
+    model, normalisation = values.get("model"), values.get("img_norm_cfg")
+    if not isinstance(model, dict):
+        return {}
+    if isinstance(normalisation, dict) and "data_preprocessor" not in model:
+        named = {"to_rgb": "bgr_to_rgb"}
+        model["data_preprocessor"] = {named.get(key, key): value for key, value in normalisation.items()}
+    return dict(_flat(model))
+
+
+def _plain(node: ast.expr, values: Mapping[str, Any]) -> Any:
+    """Numbers, texts, lists, dicts and earlier names; None for everything else."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_plain(item, values) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        keys = [_plain(key, values) if key else None for key in node.keys]
+        return {str(key): _plain(value, values) for key, value in zip(keys, node.values, strict=True)}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {word.arg: _plain(word.value, values) for word in node.keywords if word.arg}
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _plain(node.operand, values)
+        return -value if isinstance(value, (int, float)) else None
+    return values.get(node.id) if isinstance(node, ast.Name) else None
+
+
+def _flat(section: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    items: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        items += _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else [(f"{before}{key}", value)]
+    return items
