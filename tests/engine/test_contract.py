@@ -65,11 +65,12 @@ def test_the_example_keeps_the_contract_and_is_left_as_it_was() -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_the_packages_detector_keeps_it() -> None:
-    small = {"backbone": "mobilenet_v3_small", "norm": "live", "fpn_channels": 16, "head_depth": 1}
-    for fused in (True, False):
-        student = build_detector(ModelConfig(**small), INPUT, ["a", "b", "c"], fused_losses=fused)
-        check_contract(student, build_detector(ModelConfig(**small), INPUT, ["a", "b", "c"]), **batch())
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "faster_rcnn"])
+def test_the_packages_detectors_keep_it(kind: Any, fused: bool) -> None:
+    small = ModelConfig(detector=kind, backbone="mobilenet_v3_small", norm="live", fpn_channels=32)
+    student, teacher = (build_detector(small, INPUT, ["a", "b", "c"], fused_losses=fused) for _ in range(2))
+    check_contract(student, teacher.eval(), **batch())
 
 
 def test_in_low_precision_it_is_kept_too() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_helpers import CONFIGS, plain_config
+from engine_helpers import CONFIGS, distilled_config, plain_config
 from torch import nn
 
 from gid_cuda.config import Config, load_config
@@ -106,6 +106,22 @@ def test_a_broken_contract_ends_the_run_before_its_folder(data: Path, tmp_path: 
     cfg = str(EXAMPLE.with_name("point_student.yaml"))
     assert call(monkeypatch, "train.py", "--cfg", cfg, "--adapter", str(file), *settings) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_of_ones_own_and_a_teacher_of_the_package(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Possible where their boxes correspond one to one, as here, where the adapter hands on a RetinaNet."""
+    file = tmp_path / "handed_on.py"
+    file.write_text(
+        "from gid_cuda.detectors import build_detector as build\n"
+        "def build_detector(model, input, classes):\n"
+        "    return build(model.model_copy(update={'detector': 'retinanet'}), input, classes)\n"
+    )
+    mixed = distilled_config(data, tmp_path / "run", teacher, "model.detector=own", "train.steps=1")
+    result = train(mixed, adapter=load_adapter(file))
+    assert result["step"] == 1
+    with pytest.raises(UserError, match="model and teacher do not fit together: the teacher has .* boxes an image"):
+        train(mixed, adapter=load_adapter(EXAMPLE), overwrite=True)
+    assert (tmp_path / "run" / "last.pt").exists()  # refused before the old run was cleared away
 
 
 @pytest.mark.parametrize(
