@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import generalized_box_iou_loss
 
 from gid_cuda.config import InputConfig, ModelConfig
 from gid_cuda.detectors import dense_losses
+from gid_cuda.detectors.giou import giou_loss
 from gid_cuda.detectors.outputs import (
     BoxCoder,
     ClassRows,
@@ -85,7 +85,7 @@ class PointDetector(Detector):
         boxes = outputs.coder.decode(outputs.deltas, outputs.anchors)
         objects = torch.cat([truth.boxes.new_zeros(len(truth.boxes), 1, 4), truth.boxes], dim=1)
         wanted = objects.gather(1, (matched + 1).clamp(min=0)[..., None].expand(-1, -1, 4))
-        giou = generalized_box_iou_loss(boxes, torch.where(found[..., None], wanted, boxes.detach()))
+        giou = giou_loss(boxes, torch.where(found[..., None], wanted, boxes.detach()))
         return {"classification": focal.sum() * share, "bbox_regression": giou.where(found, 0.0).sum() * share}
 
     @torch.no_grad()
