@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import yaml
 
-from gid_cuda.config import InputConfig, ModelConfig
+from gid_cuda.config import DataConfig, InputConfig, ModelConfig, load_config
 from gid_cuda.detectors import build_detector
 
 ROOT = Path(__file__).parent.parent
@@ -40,3 +42,19 @@ def test_the_plain_loop_gives_a_loss_that_reaches_student_and_adaptation() -> No
 def test_tables_are_those_of_the_result_files() -> None:
     run = subprocess.run([sys.executable, ROOT / "benchmarks" / "readme.py", "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_configs_that_readme_names_are_there() -> None:
+    named = set(re.findall(r"`((?:configs|examples)/[\w./]+)`", README))
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_its_voc_overrides_and_its_joined_sets_are_valid() -> None:
+    (command,) = re.findall(r"scripts/train.py (--cfg configs/voc.*?)\n\n", README, re.DOTALL)
+    _, path, *overrides = shlex.split(command.replace("\\\n", " "))
+    config = load_config(ROOT / path, overrides)
+    assert config.data.classes is None and not config.data.one_based
+    (block,) = re.findall(r"\n    data:\n(?:    .*\n)+", README)
+    data = DataConfig(**yaml.safe_load(block)["data"])
+    assert isinstance(data.train, list) and len(data.train) == 3 and data.classes == ["person", "car"]
