@@ -59,6 +59,10 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
         strides = PYRAMID_STRIDES["P3-P7"]
         generator = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * len(strides))
         head = FCOSHead(backbone.out_channels, 1, num_classes, head_depth)
+        for branch in (head.classification_head, head.regression_head):
+            for index, layer in enumerate(branch.conv):
+                if isinstance(layer, nn.GroupNorm):
+                    branch.conv[index] = _GroupNorm(layer.num_groups, layer.num_channels)
         super().__init__(backbone, num_classes, anchor_generator=generator, head=head, **options)
         self.num_classes = num_classes
         self.out_channels = backbone.out_channels
@@ -135,6 +139,16 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
             detections_per_img=self.detections_per_img,
             centerness=outputs.centerness,
         )
+
+
+class _GroupNorm(nn.GroupNorm):
+    """torch's, also of groups of one number, which become the bias; torch's module refuses a batch of one of these.
+
+    One small image meets that at P7, a single cell, where 32 channels are 32 groups, even when it is only evaluated.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def _level_sizes(outputs: DetectorOutputs) -> list[int]:

@@ -130,6 +130,15 @@ def test_autocast_leaves_anchors_losses_and_detections_in_float32(
     assert all(len(one["boxes"]) and one["boxes"].dtype == one["scores"].dtype == torch.float32 for one in detections)
 
 
+def test_one_image_of_one_cell_at_the_coarsest_level(detector: FCOS) -> None:
+    """torch's group norm refuses a batch of groups of one number; two images are more than one, and known to work."""
+    image = torch.rand(3, 64, 64)
+    alone, (first, second) = detector.predict([image]), detector.predict([image, image])
+    assert detector(ImageList(image[None], [(64, 64)])).features[-1].shape == (1, 32, 1, 1)
+    assert len(alone[0]["boxes"]) and torch.equal(first["labels"], second["labels"])
+    torch.testing.assert_close(alone[0], first)
+
+
 @pytest.mark.parametrize("depth", [1, 4])
 def test_head_depth(depth: int) -> None:
     detector = build_detector(fcos_model(head_depth=depth), small_input(), ["a"])
