@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names, one a line, where the checkpoint has none")
     parser.add_argument("--style", choices=["pytorch"], help="say so where the checkpoint has no config text")
     arguments = parser.parse_args()
+    if arguments.output.exists() and arguments.input.exists() and arguments.output.samefile(arguments.input):
+        raise UserError(f"--output {arguments.output} is the input, which would be lost: give another file")
     names = read_names(arguments.classes) if arguments.classes else None
     content = convert_mmdetection(arguments.input, style=arguments.style, classes=names)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

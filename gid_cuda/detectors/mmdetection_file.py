@@ -81,7 +81,10 @@ def _classes(meta: Mapping[str, Any]) -> list[str] | None:
 
 
 def _settings(text: str) -> dict[str, Any]:
-    """The assignment to `model` in a config's text, flat: {"neck.num_outs": 5, ...}; also img_norm_cfg (2.x)."""
+    """The assignment to `model` in a config's text, flat: {"neck.num_outs": 5, ...}.
+
+    With the data_preprocessor that stands beside it, or what is img_norm_cfg in 2.x, as its data_preprocessor.
+    """
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -90,12 +93,13 @@ def _settings(text: str) -> dict[str, Any]:
     for line in tree.body:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
             values[line.targets[0].id] = _plain(line.value, values)
-    model, normalisation = values.get("model"), values.get("img_norm_cfg")
+    model, pixels, normalisation = (values.get(key) for key in ("model", "data_preprocessor", "img_norm_cfg"))
     if not isinstance(model, dict):
         return {}
-    if isinstance(normalisation, dict) and "data_preprocessor" not in model:
-        named = {"to_rgb": "bgr_to_rgb"}
-        model["data_preprocessor"] = {named.get(key, key): value for key, value in normalisation.items()}
+    if not isinstance(pixels, dict) and isinstance(normalisation, dict):
+        pixels = {"bgr_to_rgb": normalisation.get("to_rgb", True), **normalisation}
+    if isinstance(pixels, dict):
+        model.setdefault("data_preprocessor", pixels)
     return dict(_flat(model))
 
 

@@ -49,6 +49,8 @@ def told(path: Path, **options: Any) -> str:
     ("style='pytorch'", "style='caffe'", "backbone.style caffe, and what can be converted is pytorch style"),
     ("std=[58.395, 57.12, 57.375]", "std=[1.0, 1.0, 1.0]", r"'std': \[1.0, 1.0, 1.0\], .* pytorch style"),
     ("bgr_to_rgb=True", "bgr_to_rgb=False", "'bgr_to_rgb': False"),
+    ("bgr_to_rgb=True, ", "", "'bgr_to_rgb': None"),
+    ("mean=[123.675, 116.28, 103.53], ", "", "'mean': None"),
     ("'on_input'", "'on_output'", "model.neck.add_extra_convs on_output, .* has on_input or True"),
     ("start_level=1", "start_level=1, relu_before_extra_convs=True", "relu_before_extra_convs True, .* has False"),
     ("type='RetinaNet'", "type='mmdet.models.ATSS'", "model.type ATSS, and what can be converted has RetinaNet"),
@@ -56,6 +58,13 @@ def told(path: Path, **options: Any) -> str:
     ("type='RetinaHead'", "type='FreeAnchorRetinaHead'", "model.bbox_head.type FreeAnchorRetinaHead"),
     ("octave_base_scale=4", "octave_base_scale=4.1", "other anchors, .* whole pixels"),
     ("strides=[8, 16, 32, 64, 128]", "strides=[8, 16, 32, 64, 100]", "anchor_generator.strides"),
+    ("octave_base_scale=4", "scales=[8]", r"anchor_generator.scales \[8\], .* has none"),
+    ("octave_base_scale=4", "octave_base_scale=4, scale_major=False", "anchor_generator.scale_major False"),
+    ("octave_base_scale=4", "octave_base_scale=4, base_sizes=[4, 8, 16, 32, 64]", "anchor_generator.base_sizes"),
+    ("stacked_convs=4", "anchor_strides=[8, 16, 32, 64, 128]", "bbox_head.anchor_strides .* has none"),  # 1.x
+    ("type='BN'", "type='BN', eps=0.001", "backbone.norm_cfg.eps 0.001"),
+    ("depth=50,", "depth=50, conv_cfg=dict(type='ConvWS'),", "backbone.conv_cfg.type ConvWS"),
+    ("start_level=1", "start_level=1, act_cfg=dict(type='ReLU')", "neck.act_cfg.type ReLU, .* has none"),
 ])  # fmt: skip
 def test_other_settings_are_named(
     tmp_path: Path, retinanet: dict[str, Tensor], before: str, after: str, expected: str
@@ -70,6 +79,7 @@ def test_other_settings_are_named(
 @pytest.mark.parametrize("before, after, expected", [
     ("scales=[8]", "scales=[4, 8]", "other anchors, .* one scale a level"),
     ("sampling_ratio=0", "sampling_ratio=2", "roi_layer.sampling_ratio 2, .* has 0"),
+    ("sampling_ratio=0", "sampling_ratio=0, pool_mode='max'", "roi_layer.pool_mode max"),
     ("target_stds=[0.1, 0.1, 0.2, 0.2]", "target_stds=[.05, .05, .1, .1]", "bbox_head.bbox_coder.target_stds"),
     ("type='FasterRCNN'", "type='MaskRCNN'", "model.type MaskRCNN"),
 ])  # fmt: skip
@@ -87,8 +97,27 @@ def test_without_config_text_the_style_must_be_said(
     tmp_path: Path, retinanet: dict[str, Tensor], text: str | None
 ) -> None:
     path = save(tmp_path / "theirs.pth", retinanet, "retinanet", cfg=text)
-    assert "has no config text that tells its style: give --style pytorch" in told(path)
+    assert "has no config text that tells its style and mean: give --style pytorch" in told(path)
     assert convert_mmdetection(path, style="pytorch")["config"]["model"]["anchor_sizes"] == [32, 64, 128, 256, 512]
+
+
+def test_a_text_silent_about_pixels_is_not_taken_for_pytorch_style(
+    tmp_path: Path, retinanet: dict[str, Tensor]
+) -> None:
+    text = "model = dict(type='RetinaNet', backbone=dict(type='ResNet', depth=50, style='pytorch'))"
+    path = save(tmp_path / "theirs.pth", retinanet, "retinanet", cfg=text)
+    assert "give --style pytorch" in told(path)
+    assert convert_mmdetection(path, style="pytorch")["classes"] == list(CLASSES)
+    beside = "data_preprocessor = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)\n"
+    assert "'bgr_to_rgb': False" in told(save(path, retinanet, "retinanet", cfg=beside + text), style="pytorch")
+
+
+def test_other_anchors_show_in_the_tensors(tmp_path: Path, retinanet: dict[str, Tensor]) -> None:
+    """3 anchors a cell and 3 classes would else be told as a head of 1 class."""
+    heads = {"retina_cls": 3 * len(CLASSES), "retina_reg": 3 * 4}
+    fewer = {f"bbox_head.{layer}.weight": torch.zeros(rows, 16, 3, 3) for layer, rows in heads.items()}
+    path = save(tmp_path / "theirs.pth", {**retinanet, **fewer}, "retinanet", cfg=None)
+    assert "so not the 9 anchors a cell that can be converted" in told(path, style="pytorch")
 
 
 def test_a_config_of_version_2_is_read(tmp_path: Path, retinanet: dict[str, Tensor]) -> None:
@@ -104,7 +133,7 @@ def test_a_config_of_version_2_is_read(tmp_path: Path, retinanet: dict[str, Tens
 
 def test_a_config_text_is_never_run(tmp_path: Path, retinanet: dict[str, Tensor]) -> None:
     trap = f"open({str(tmp_path / 'sprung')!r}, 'w')\nmodel = dict(type=open({str(tmp_path / 'sprung')!r}, 'w'))"
-    convert_mmdetection(save(tmp_path / "theirs.pth", retinanet, "retinanet", cfg=trap))
+    convert_mmdetection(save(tmp_path / "theirs.pth", retinanet, "retinanet", cfg=trap), style="pytorch")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -221,6 +250,13 @@ def test_the_script_tells_mistakes_in_one_line(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit):
         run(monkeypatch, "--input", "a", "--output", "b", "--classes", tmp_path / "names.txt")
     assert "one name a line" in capsys.readouterr().err
+
+
+def test_the_script_does_not_write_over_its_input(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    before = file.read_bytes()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--input", file, "--output", file.parent / "." / file.name)
+    assert "is the input, which would be lost" in capsys.readouterr().err and file.read_bytes() == before
 
 
 def test_a_checkpoint_from_before_the_variants_is_torchvisions(tmp_path: Path) -> None:
