@@ -62,7 +62,7 @@ class DenseOutputs(DetectorOutputs):
 
 def join_targets(targets: Sequence[Target | None], device: torch.device) -> GroundTruth:
     """Targets as the operators take them. Sizes are known on the host, so nothing waits for the device."""
-    known = [target if target is not None else _nothing(device) for target in targets]
+    known = [target if target is not None else no_boxes(device) for target in targets]
     counts = [-1 if target is None else len(target["boxes"]) for target in targets]
     return GroundTruth(
         boxes=pad_sequence([target["boxes"].float() for target in known], batch_first=True),
@@ -167,7 +167,8 @@ def _averages(focal: Tensor, l1: Tensor, share: Tensor) -> dict[str, Tensor]:
     return {"classification": (focal * share).sum(), "bbox_regression": (l1 * share).sum()}
 
 
-def _nothing(device: torch.device) -> Target:
+def no_boxes(device: torch.device) -> Target:
+    """The target of an image without ground truth."""
     return {
         "boxes": torch.zeros((0, 4), device=device),
         "labels": torch.zeros((0,), dtype=torch.int64, device=device),

@@ -209,10 +209,7 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
 def _inner_target(target: Target | None, classes: int, device: torch.device) -> Target:
     """A target as torchvision's R-CNN takes it: background is class 0. None: nothing."""
     if target is None:
-        return {
-            "boxes": torch.zeros((0, 4), device=device),
-            "labels": torch.zeros((0,), dtype=torch.int64, device=device),
-        }
+        return dense_losses.no_boxes(device)
     boxes, labels = target["boxes"].float(), target["labels"]
     dense_losses.check_labels(labels, classes)
     with_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # others have an encoding of -inf

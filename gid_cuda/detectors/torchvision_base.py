@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from gid_cuda.detectors import dense_losses
-from gid_cuda.detectors.outputs import Detector, DetectorOutputs, ImageList
+from gid_cuda.detectors.outputs import Detector, DetectorOutputs, ImageList, Target
 
 CPU = torch.device("cpu")
 
@@ -99,10 +99,18 @@ def sizes_tensor(images: ImageList) -> Tensor:
     return dense_losses.to_device(sizes, images.tensors.device)
 
 
-def check_targets_fit(targets: Sequence[object], outputs: DetectorOutputs) -> None:
-    """ValueError unless there is an entry for each image."""
+def check_targets_fit(targets: Sequence[Target | None], outputs: DetectorOutputs) -> None:
+    """ValueError unless there is an entry for each image, and in each a label for each box (N, 4)."""
     if len(targets) != len(outputs.logits):
         raise ValueError(f"targets has {len(targets)} entries for {len(outputs.logits)} images: give one an image")
+    for index, target in enumerate(targets):
+        if target is None:
+            continue
+        boxes, labels = target["boxes"].shape, target["labels"].shape
+        if boxes[1:] != (4,) or labels != boxes[:1]:  # where labels are too few, padding would make them up
+            raise ValueError(
+                f"targets[{index}] has boxes {tuple(boxes)} and labels {tuple(labels)}, not (N, 4) and (N,)"
+            )
 
 
 def empty_sum(x: Tensor) -> Tensor:
