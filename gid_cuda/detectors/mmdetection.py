@@ -75,9 +75,9 @@ def convert_mmdetection(
 
 def _class_names(file: MMDetectionFile, detector: str, given: Sequence[str] | None) -> list[str]:
     if detector == "retinanet":
-        count = file.state["bbox_head.retina_cls.weight"].shape[0] // 9
+        count = _rows(file, "bbox_head.retina_cls.weight") // 9
     else:
-        count = file.state["roi_head.bbox_head.fc_cls.weight"].shape[0] - 1
+        count = _rows(file, "roi_head.bbox_head.fc_cls.weight") - 1
     names = file.classes if given is None else list(given)
     if names is None:
         raise UserError(
@@ -102,18 +102,18 @@ def _model_config(file: MMDetectionFile, detector: str) -> ModelConfig:
         detector=detector,
         variant="mmdetection",
         backbone=_backbone(file),
-        fpn_channels=_shape(file, "neck.lateral_convs.0.conv.weight")[0],
+        fpn_channels=_rows(file, "neck.lateral_convs.0.conv.weight"),
         anchor_sizes=anchor_sizes(file, detector),
         **depth,
     )
 
 
-def _shape(file: MMDetectionFile, key: str) -> torch.Size:
-    if key not in file.state:
+def _rows(file: MMDetectionFile, key: str) -> int:
+    if key not in file.state or not len(file.state[key].shape):
         raise UserError(
-            f"{file.path} has no tensor {key}: an FPN over a ResNet has it, and that is what can be converted"
+            f"{file.path} has no tensor {key} with rows: the models that can be converted have it, with an FPN"
         )
-    return file.state[key].shape
+    return file.state[key].shape[0]
 
 
 def _backbone(file: MMDetectionFile) -> str:

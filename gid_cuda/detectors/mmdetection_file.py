@@ -85,14 +85,13 @@ def _settings(text: str) -> dict[str, Any]:
 
     With the data_preprocessor that stands beside it, or what is img_norm_cfg in 2.x, as its data_preprocessor.
     """
+    values: dict[str, Any] = {}
     try:
-        tree = ast.parse(text)
+        for line in ast.parse(text).body:
+            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+                values[line.targets[0].id] = _plain(line.value, values)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
-    values: dict[str, Any] = {}
-    for line in tree.body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            values[line.targets[0].id] = _plain(line.value, values)
     model, pixels, normalisation = (values.get(key) for key in ("model", "data_preprocessor", "img_norm_cfg"))
     if not isinstance(model, dict):
         return {}

@@ -92,7 +92,9 @@ def test_other_settings_of_faster_rcnn_are_named(
         convert_mmdetection(save(tmp_path / "theirs.pth", faster_rcnn, "faster_rcnn", cfg=text))
 
 
-@pytest.mark.parametrize("text", [None, "", "_base_ = './retinanet_r50_fpn.py'", "model = dict(", "model = 3"])
+@pytest.mark.parametrize(
+    "text", [None, "", "_base_ = './retinanet_r50_fpn.py'", "model = dict(", "model = 3", "m = " + 1500 * "-" + "1"]
+)
 def test_without_config_text_the_style_must_be_said(
     tmp_path: Path, retinanet: dict[str, Tensor], text: str | None
 ) -> None:
@@ -164,6 +166,7 @@ def test_another_backbone_is_told(tmp_path: Path, retinanet: dict[str, Tensor]) 
     ({"mask_head.conv.weight": torch.zeros(2)}, "1 tensors left over (mask_head.conv.weight)"),
     ({"bbox_head.retina_reg.bias": torch.zeros(4)}, "1 tensors of another shape (bbox_head.retina_reg.bias (4,))"),
     ({"neck.lateral_convs.0.conv.weight": None}, "has no tensor neck.lateral_convs.0.conv.weight"),
+    ({"bbox_head.retina_cls.weight": torch.zeros(())}, "has no tensor bbox_head.retina_cls.weight with rows"),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit_are_named(
     tmp_path: Path, retinanet: dict[str, Tensor], change: dict[str, Tensor | None], expected: str
