@@ -142,7 +142,11 @@ def _check_class_count(path: Path, state: State, detector: Detector) -> None:
             return  # another architecture, which `load_state` reports
         count = state[key].numel() // (rows.anchors * rows.each)
         if count != detector.num_classes + rows.background:
-            hint = ", or weights: coco if these are torchvision's" if count == 91 else ""
+            hint = ""
+            if count == 91:
+                hint = ", or weights: coco if these are torchvision's"
+            elif count == detector.num_classes + 1:
+                hint = "; if its first is background, as in torchvision's own training, leave that row out of the file"
             raise UserError(
                 f"weights: {path} has {count - rows.background} classes and the data has {detector.num_classes}: "
                 f"use weights trained on this data set{hint}"
