@@ -134,7 +134,8 @@ def test_other_classes_are_told_apart(saved: Path) -> None:
 
 def test_a_bare_state_dict_of_other_classes_is_counted(saved: Path, tmp_path: Path) -> None:
     torch.save(torch.load(saved, weights_only=True)["model"], tmp_path / "bare.pth")
-    with pytest.raises(UserError, match=r"bare\.pth has 3 classes and the data has 2: use weights trained on this .*if its first is background"):
+    message = r"bare\.pth has 3 classes and the data has 2: use weights trained on this .*if its first is background"
+    with pytest.raises(UserError, match=message):
         build(tmp_path / "bare.pth", ["cat", "dog"])
 
 
