@@ -25,7 +25,7 @@ Points = list[tuple[int, float]]
 _METRICS = ("AP", "AP50")
 _KINDS: dict[str, dict[str, Any]] = {
     "gi_positive": {"color": "#D55E00", "linestyle": "-", "marker": "o"},
-    "gi_semi_positive": {"color": "#E69F00", "linestyle": (0, (5, 1.6)), "marker": "s"},
+    "gi_semi_positive": {"color": "#E69F00", "linestyle": (0, (3.2, 1.4)), "marker": "s"},
     "gi_negative": {"color": "#56B4E9", "linestyle": (0, (1.2, 1.2)), "marker": "D"},
     "gi_uncounted": {"color": "#777777", "linestyle": (0, (6, 1.5, 1.2, 1.5)), "marker": "^"},
 }
@@ -141,7 +141,7 @@ def _kinds(axes: Axes, title: str, kinds: dict[str, Points], top: float, smoothi
         styles.append({**marker_style(i, len(points)), **_KINDS[key], "linewidth": 1.8, "label": name})
     _curves(axes, list(kinds.values()), styles, smoothing)
     axes.set_ylim(0, 1.5 * top or 1)  # room for the legend
-    axes.legend(loc="upper center", ncols=2, fontsize=8.5, frameon=False, handlelength=2.6, columnspacing=1.2,
+    axes.legend(loc="upper center", ncols=2, fontsize=8.5, frameon=False, handlelength=3.2, columnspacing=1,
                 labelspacing=0.25, borderaxespad=0.1)  # fmt: skip
     _steps(axes, title)
 

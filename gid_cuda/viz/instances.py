@@ -22,9 +22,9 @@ GROUND_TRUTH = "ground truth"
 # Colours are the paper's. Red beside green is the worst pair there is for many readers: hence the styles and letters.
 STYLES: dict[str, tuple[str, tuple[int, int] | None, str]] = {
     GROUND_TRUTH: ("#00B828", None, ""),
-    "positive": ("#FF2D2D", (5, 2), "P"),
-    "semi-positive": ("#FFE600", (3, 2), "S"),
-    "negative": ("#00E5FF", (1, 2), "N"),
+    "positive": ("#FF2D2D", (6, 3), "P"),
+    "semi-positive": ("#FFE600", (4, 2), "S"),
+    "negative": ("#00E5FF", (2, 2), "N"),
     "uncounted": ("#F2F2F2", (2, 5), "U"),
 }
 _PANEL_INCHES, _DPI = 4.6, 100
