@@ -14,10 +14,14 @@ from PIL import Image
 
 from gid_cuda.config import config_to_dict, load_config
 from gid_cuda.data import build_dataset
+from gid_cuda.data.images import UnreadableImage
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.engine.checkpoint import save_checkpoint
+from gid_cuda.engine.instance_statistics import statistics_of
+from gid_cuda.engine.pairs import both_outputs, open_pairs
 from gid_cuda.engine.pictures import choose_images, instances_of_image
 from gid_cuda.errors import UserError
+from gid_cuda.viz.heat_map import _grids
 from gid_cuda.viz.instances import STYLES
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -115,14 +119,85 @@ def test_pictures_and_curves_in_one_call(run, monkeypatch, capsys, tmp_path):
         assert 300 <= picture.shape[1] <= 1100 and picture.std() > 5
 
 
-def test_chosen_images(run):
+@pytest.mark.parametrize("detector, rows", [("fcos", 1), ("faster_rcnn", 3)])
+def test_other_detectors(run, detector, rows):
+    """Their boxes lie on grids as the map needs them; Faster R-CNN's are the proposals, of one class."""
+    default = ["model.fpn_channels=32", "model.head_depth=4", "model.anchor_sizes=[32, 64, 128, 256, 512]"]
+    config = load_config(run / "plain.yaml", [f"model.detector={detector}", *default])
+    dataset = build_dataset(config.data, "val")
+    torch.manual_seed(0)
+    student, teacher = (build_detector(config.model, config.input, dataset.classes).eval() for _ in range(2))
+    distill = load_config(run / "distill.yaml").distill
+    sample = dataset[0]
+    theirs, ours, found, targets = both_outputs(sample, student, teacher, distill, title="x", device=CPU)
+    cells = [(f.shape[2], f.shape[3]) for f in ours.features]
+    assert len(ours.anchors) == rows * sum(h * w for h, w in cells)
+    centers = (ours.anchors[:, :2] + ours.anchors[:, 2:]) / 2
+    assert _grids(torch.zeros(len(centers)), centers, cells) is not None
+    part = instances_of_image(sample, student, teacher, distill, title="x", device=CPU)
+    assert len(part.boxes) == int(found.counts[0]) and part.heat.max() > 0 and part.heat.shape == sample.image.shape[1:]
+    assert len(targets[0]["boxes"]) == len(sample.boxes)
+
+
+def test_statistics_in_one_call(run, monkeypatch, capsys, tmp_path):
+    status = run_script(
+        monkeypatch, "visualize.py", "--cfg", run / "distill.yaml", "--weights", run / "early.pt", run / "late.pt",
+        "--images", 0, "--statistics", 3, "--output", tmp_path, "--device", "cpu",
+    )  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert said.out.split() == [str(tmp_path / "statistics.png"), str(tmp_path / "statistics.json")]
+    assert np.asarray(Image.open(tmp_path / "statistics.png")).std() > 5
+    early, late = json.loads((tmp_path / "statistics.json").read_text())["students"]
+    assert early["student"].endswith("early.pt, step 1") and late["student"].endswith("late.pt, step 2")
+    # the same as from each image for itself
+    config = load_config(run / "distill.yaml")
+    dataset = build_dataset(config.data, "val")
+    student, teacher = load(run, "early.pt"), load(run, "teacher.pt")
+    parts = [
+        instances_of_image(dataset[i], student, teacher, config.distill, title="x", device=CPU)
+        for i in choose_images(dataset, 3)
+    ]
+    kinds = [kind for part in parts for kind in part.kinds]
+    assert early["images"] == 3 and early["instances"] == len(kinds) > 3
+    assert early["kinds"] == {name: kinds.count(name) for name in early["kinds"]}
+    scores = torch.cat([part.scores for part in parts])
+    assert early["score"]["mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
+    assert sum(early["iou"]["counts"][10:]) >= kinds.count("positive")
+
+
+def test_an_image_that_cannot_be_read_is_left_out_of_statistics(run, monkeypatch):
+    config = load_config(run / "distill.yaml")
+    pairs = open_pairs(config, [run / "early.pt"], CPU)
+    (title, student), read = pairs.students[0], type(pairs.dataset).__getitem__
+
+    def broken(dataset, index):
+        if index == 1:
+            raise UnreadableImage("1.jpg cannot be decoded")
+        return read(dataset, index)
+
+    monkeypatch.setattr(type(pairs.dataset), "__getitem__", broken)
+    assert statistics_of(pairs, [0, 1], student, title=title, device=CPU).images == 1
+    with pytest.raises(UserError, match="none of the 1 sampled validation images can be read: 1.jpg cannot be"):
+        statistics_of(pairs, [1], student, title=title, device=CPU)
+
+
+def test_chosen_images(run, monkeypatch):
     dataset = build_dataset(load_config(run / "distill.yaml").data, "val")
     assert choose_images(dataset, 3, []) == [0, 2, 4]
     assert choose_images(dataset, 50, []) == list(range(6))
     wanted = [dataset.image_ids[4], dataset.image_ids[1]]
     assert choose_images(dataset, 3, wanted) == [4, 1]
+    names = [str(dataset.path(2)), dataset.path(5).name, dataset.path(3).stem]
+    assert choose_images(dataset, 3, [], names) == [2, 5, 3]
+    assert choose_images(dataset, 3, wanted, ["/".join(dataset.path(0).parts[-2:])]) == [4, 1, 0]
     with pytest.raises(UserError, match="the validation set has no image with id 12345; its ids go from"):
         choose_images(dataset, 3, [12345])
+    with pytest.raises(UserError, match="has no image file 1; its first is"):
+        choose_images(dataset, 3, [], ["1"])
+    monkeypatch.setattr(dataset, "path", lambda index: Path(f"/data/{'ab'[index % 2]}/same.jpg"))
+    with pytest.raises(UserError, match="6 image files of the validation set are called same.jpg, among them /data/a/"):
+        choose_images(dataset, 3, [], ["same.jpg"])
 
 
 def other_student(run: Path, path: Path, *, rename: bool = False, anchors: list[int] | None = None) -> Path:
@@ -142,9 +217,14 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
         assert "Traceback" not in said
         return said
 
-    assert "nothing to draw: give --cfg and --weights, or --curves, or both" in error_of()
+    assert "nothing to draw: give --cfg and --weights (with --images or --statistics above 0), or" in error_of()
+    assert "--image-ids, --image-files and --statistics need --cfg and --weights" in error_of("--statistics", 3)
+    assert "argument --statistics: -1 is below 0" in error_of("--statistics", -1)
     assert "--cfg and --weights go together" in error_of("--cfg", run / "distill.yaml")
     early, cfg = run / "early.pt", run / "distill.yaml"
+    assert "nothing to draw" in error_of("--cfg", cfg, "--weights", early, "--images", 0)
+    text = error_of("--cfg", cfg, "--weights", early, "--image-files", "no.jpg")
+    assert text.startswith("error: the validation set has no image file no.jpg; its first is ")
     text = error_of("--cfg", run / "plain.yaml", "--weights", early)
     assert text.startswith("error: the config has no distill section") and "give the config of a distilled run" in text
     text = error_of("--cfg", cfg, "--weights", other_student(run, tmp_path / "x.pt", rename=True))

@@ -18,6 +18,9 @@ EMPTY, UNCOUNTED, POSITIVE, SEMI_POSITIVE, NEGATIVE = -1, 0, 1, 2, 3
 KIND_VALUES = {"positive": POSITIVE, "semi-positive": SEMI_POSITIVE, "negative": NEGATIVE}
 """The three kinds of the paper by name, as the `kinds` argument of `GID` takes them."""
 
+KIND_NAMES = {POSITIVE: "positive", SEMI_POSITIVE: "semi-positive", NEGATIVE: "negative", UNCOUNTED: "uncounted"}
+"""What to call each kind of an instance."""
+
 MAX_GROUND_TRUTH = 100
 """Ground-truth boxes an image that can stand in place of its general instances."""
 
@@ -38,6 +41,23 @@ def instance_kinds(instances: GeneralInstances, targets: Sequence[Target | None]
     The instances of a labelled image without any ground truth are NEGATIVE.
     targets: B dicts with boxes (N, 4) in the instances' pixels, or None. Raises ValueError unless there are B.
     """
+    iou, iop = overlaps(instances, targets)
+    kinds = torch.full_like(instances.indices, UNCOUNTED)
+    kinds = torch.where(iou > 0.5, POSITIVE, kinds)
+    kinds = torch.where((iou <= 0.5) & (iop > 0.7), SEMI_POSITIVE, kinds)
+    kinds = torch.where((iou < 0.5) & (iop < 0.3), NEGATIVE, kinds)
+    unlabelled = [torch.full_like(kinds[0], UNCOUNTED) if t is None else k for t, k in zip(targets, kinds, strict=True)]
+    kinds = torch.stack(unlabelled) if unlabelled else kinds
+    return torch.where(instances.valid, kinds, EMPTY)
+
+
+@torch.no_grad()
+def overlaps(instances: GeneralInstances, targets: Sequence[Target | None]) -> tuple[Tensor, Tensor]:
+    """The largest IoU and the largest IoP (eq. 10) of each instance with the ground truth of its image.
+
+    Both (B, K) float32 in 0..1, each maximum for itself; 0 in empty slots and where an image has no ground truth.
+    targets: B dicts with boxes (N, 4) in the instances' pixels, or None. Raises ValueError unless there are B.
+    """
     check_targets(targets, len(instances.boxes))
     ground_truth, _ = _stack_boxes(targets, instances.boxes.device)
     truth = pad(ground_truth, (0, 0, 0, 1))[:, None]  # (B, 1, N + 1, 4); padding has no area and overlaps nothing
@@ -48,14 +68,21 @@ def instance_kinds(instances: GeneralInstances, targets: Sequence[Target | None]
     union = area + _area(truth) - inter
     iou = torch.where(union > 0, inter / union, 0.0).amax(dim=2)
     iop = torch.where(area > 0, inter / area, 0.0).amax(dim=2)
+    return iou, iop
 
-    kinds = torch.full_like(instances.indices, UNCOUNTED)
-    kinds = torch.where(iou > 0.5, POSITIVE, kinds)
-    kinds = torch.where((iou <= 0.5) & (iop > 0.7), SEMI_POSITIVE, kinds)
-    kinds = torch.where((iou < 0.5) & (iop < 0.3), NEGATIVE, kinds)
-    unlabelled = [torch.full_like(kinds[0], UNCOUNTED) if t is None else k for t, k in zip(targets, kinds, strict=True)]
-    kinds = torch.stack(unlabelled) if unlabelled else kinds
-    return torch.where(instances.valid, kinds, EMPTY)
+
+@torch.no_grad()
+def kind_counts(instances: GeneralInstances, targets: Sequence[Target | None]) -> dict[str, Tensor]:
+    """How many instances of each kind an image has: means over the labelled images, as scalars on the device.
+
+    Keys gi_positive, gi_semi_positive, gi_negative, gi_uncounted (paper, Figure 5); together the instances an image.
+    All are 0 where no image is labelled. The host does not wait. Raises ValueError as `instance_kinds` does.
+    """
+    kinds = instance_kinds(instances, targets)
+    labelled = [row for row, target in zip(kinds, targets, strict=True) if target is not None]
+    rows = torch.stack(labelled) if labelled else kinds[:0]
+    divisor = max(1, len(labelled))
+    return {f"gi_{name.replace('-', '_')}": (rows == kind).sum() / divisor for kind, name in KIND_NAMES.items()}
 
 
 @torch.no_grad()

@@ -46,7 +46,10 @@ class RunLog:
         sys.stdout.flush()
 
     def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
-        """After each step: weighted losses by name, their sum as `loss`. Every `every` steps their means are logged."""
+        """After each step: weighted losses by name, their sum as `loss`, counts of instances (`instances`, `gi_...`).
+
+        Every `every` steps their means are logged.
+        """
         self._window.append(dict(values))
         self._images += images
         self._bar.update(1)
@@ -57,7 +60,9 @@ class RunLog:
         speed = self._images / max(now - self._mark, 1e-9)
         self._window, self._images, self._mark = [], 0, now
         self._write({"kind": "train", "step": step, "lr": lr, "images_per_s": speed, **means})
-        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.4g}" for name, value in means.items())
+        losses = "  ".join(  # the kinds of instances are for curves: the line is long enough
+            f"{name.removeprefix('loss_')} {value:.4g}" for name, value in means.items() if not name.startswith("gi_")
+        )
         if self._bar.disable:
             left = self._remaining(step)
             self.say(f"step {step}/{self._steps}  {losses}  lr {lr:.3g}  {speed:.1f} img/s  {left} left")

@@ -16,6 +16,7 @@ from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
 from gid_cuda.detectors.own import Builder, check_adapter
+from gid_cuda.distill import kind_counts
 from gid_cuda.engine import checks, optim
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.contract import check_contract
@@ -114,7 +115,7 @@ def compute_losses(
     losses = _task_losses(outputs)  # now, as the response loss may have joined its way back with theirs
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})
-    return losses, {"instances": instances.counts.float().mean()}
+    return losses, {"instances": instances.counts.float().mean(), **kind_counts(instances, targets)}
 
 
 def _task_losses(outputs: DetectorOutputs) -> dict[str, Tensor]:

@@ -165,9 +165,11 @@ def _overlap(a: Rectangle, b: Rectangle) -> int:
     return max(0, min(a[2], b[2]) - max(a[0], b[0]) + 3) * max(0, min(a[3], b[3]) - max(a[1], b[1]) + 3)  # 3: the rims
 
 
-def shorten(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """The text, cut with an ellipsis where it is longer."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def shorten(text: str, longest: int = _LONGEST_TEXT, *, keep_end: bool = False) -> str:
+    """The text, cut with an ellipsis where it is longer: at its end, or at its beginning."""
+    if len(text) <= longest:
+        return text
+    return "…" + text[len(text) - longest + 1 :] if keep_end else text[: longest - 1] + "…"
 
 
 def ink_on(colour: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gid_cuda.detectors.outputs import GeneralInstances
-from gid_cuda.distill import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, instance_kinds
+from gid_cuda.distill import EMPTY, NEGATIVE, POSITIVE, SEMI_POSITIVE, UNCOUNTED, instance_kinds, kind_counts, overlaps
 from gid_cuda.distill.kinds import MAX_GROUND_TRUTH, ground_truth_instances
 
 
@@ -66,6 +66,28 @@ def test_images_without_ground_truth_and_unlabelled_ones(device: str) -> None:
 def test_counts_of_kinds() -> None:
     found = instance_kinds(instances([[box for box, _ in CASES]], 12), [target([0.0, 0, 100, 100])])
     assert [int((found == kind).sum()) for kind in (POSITIVE, SEMI_POSITIVE, NEGATIVE)] == [2, 2, 2]
+
+
+def test_counts_are_means_over_labelled_images(device: str) -> None:
+    truth = target([0.0, 0, 100, 100], device=device)
+    boxes = [box for box, _ in CASES]
+    gi = instances([boxes, boxes[:1], boxes, []], 12, device)
+    found = kind_counts(gi, [truth, target(device=device), None, truth])  # the third is not counted, the fourth empty
+    assert all(value.shape == () and str(value.device).startswith(device) for value in found.values())
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {"gi_positive": 2 / 3, "gi_semi_positive": 2 / 3, "gi_negative": 3 / 3, "gi_uncounted": 3 / 3}
+    )
+    assert [value.item() for value in kind_counts(gi, [None] * 4).values()] == [0, 0, 0, 0]
+    assert [value.item() for value in kind_counts(instances([], 3, device), []).values()] == [0, 0, 0, 0]
+
+
+def test_overlaps(device: str) -> None:
+    """Each maximum for itself: IoP 1 with the first box, IoU 1/3 with the second (see above)."""
+    gi = instances([[[0.0, 0, 40, 40], [0.0, 0, 100, 100]], [[0.0, 0, 40, 40]], [[5.0, 5, 5, 5]]], 2, device)
+    two = target([0.0, 0, 100, 100], [20.0, 0, 60, 40], device=device)
+    iou, iop = overlaps(gi, [two, None, two])
+    assert iou.tolist() == [pytest.approx([1 / 3, 1]), [0, 0], [0, 0]]
+    assert iop.tolist() == [pytest.approx([1, 1]), [0, 0], [0, 0]]
 
 
 def test_no_images() -> None:

@@ -34,6 +34,16 @@ def test_means_over_the_steps_since_the_last_line(tmp_path: Path, capsys: Any) -
     assert said[-1] == "step 5: AP 12.3  AP50 12.3"
 
 
+def test_kinds_of_instances_are_logged_and_not_said(tmp_path: Path, capsys: Any) -> None:
+    with RunLog(tmp_path, start_step=0, steps=2, every=2) as log:
+        for step, count in ((1, 3.0), (2, 4.0)):
+            log.train(step, {"loss": 1.0, "instances": 9.0, "gi_positive": count}, lr=0.1, images=8)
+    assert lines(tmp_path)[0]["gi_positive"] == 3.5
+    assert "instances 9 " in (said := capsys.readouterr().out) and "gi_" not in said
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [e.value for e in events.Scalars("train/gi_positive")] == [3.5]
+
+
 def test_speed_and_remaining_time_count_from_the_first_step(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     """Not from the check of the teacher before it, and without the evaluations between the steps."""
     now = [0.0]

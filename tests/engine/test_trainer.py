@@ -21,6 +21,7 @@ from gid_cuda.engine.trainer import compute_losses, train
 from gid_cuda.errors import UserError
 
 GID_LOSSES = {"loss_feature", "loss_relation", "loss_response_cls", "loss_response_reg"}
+GI_KINDS = {"gi_positive", "gi_semi_positive", "gi_negative", "gi_uncounted"}
 
 
 def entries(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -64,11 +65,26 @@ def test_a_distilled_run_leaves_its_folder(data: Path, teacher: Path, tmp_path: 
         terms = [value for name, value in entry.items() if name.startswith("loss_")]
         assert entry["loss"] == pytest.approx(sum(terms), rel=1e-5)
         assert all(entry[name] > 0 for name in GID_LOSSES - {"loss_response_cls"})
+        assert sum(entry[name] for name in GI_KINDS) == pytest.approx(entry["instances"]) and entry["instances"] > 0
     assert [entry["lr"] for entry in steps] == pytest.approx([0.0005, 0.001, 0.001])
     said = capsys.readouterr().out
     for part in ("device: CPU", "8 training and 4 validation images", "model: retinanet mobilenet", "teacher: AP50",
                  "warning: this teacher is no better than chance", "step 3/3", "AP50"):  # fmt: skip
         assert part in said
+
+
+def test_kinds_of_instances_in_the_log(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """Means over the parts of a batch; ground truth in place of the instances is positive."""
+    found = {}
+    for name, more in {"whole": [], "parts": ["train.accumulate=2"], "truth": ["distill.kinds=ground_truth"]}.items():
+        same = ["train.steps=1", "model.norm=frozen", "input.min_size=[64]", *more]  # whatever the part of an image
+        train(distilled_config(data, tmp_path / name, teacher, *same))
+        (found[name],) = entries(tmp_path / name, "train")
+    whole, parts, truth = found.values()
+    assert sum(whole[name] for name in GI_KINDS) == pytest.approx(whole["instances"])
+    assert {name: parts[name] for name in GI_KINDS} == pytest.approx({name: whole[name] for name in GI_KINDS})
+    assert truth["gi_positive"] == truth["instances"] > 0
+    assert all(truth[name] == 0 for name in GI_KINDS - {"gi_positive"})
 
 
 def test_fused_losses_are_torchvisions(data: Path, teacher: Path, tmp_path: Path) -> None:

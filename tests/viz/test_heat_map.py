@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import Tensor
 
 from gid_cuda.detectors.outputs import BoxCoder, DetectorOutputs
-from gid_cuda.viz.instances import STYLES, InstancesOfImage, gi_heat_map, instances_figure
+from gid_cuda.viz.heat_map import gi_heat_map
+from gid_cuda.viz.instances import STYLES, InstancesOfImage, instances_figure
 
 STRIDES, PER_CELL = (8, 16), 3
 
@@ -79,10 +82,24 @@ def test_a_single_cell_covers_all_and_nan_is_nothing():
     assert torch.equal(gi_heat_map(scores, outputs, 0, (10, 10)), torch.full((10, 10), 0.7))
 
 
-def test_boxes_that_do_not_fit_the_feature_maps_are_refused():
+@pytest.mark.parametrize("size", [(64, 96), (128, 192)])
+def test_boxes_in_another_order_are_spots_at_their_centres(size):
     outputs = outputs_of(64, 96)
-    with pytest.raises(ValueError, match="350 boxes cannot be laid out over feature maps"):
-        gi_heat_map(torch.zeros(350), outputs, 0, (64, 96))
+    scores = scores_with(outputs, 1, 1, 4, 2)  # centre (64, 16)
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
+    outputs.anchors = outputs.anchors[order]
+    heat = gi_heat_map(scores[order], outputs, 0, size)
+    zoom = size[0] // 64
+    spot = torch.zeros(size)
+    spot[8 * zoom : 32 * zoom, 56 * zoom : 80 * zoom] = 0.7  # cells of 8 pixels: its own, and those around it
+    assert torch.equal(heat, spot)
+
+
+def test_boxes_that_are_not_equally_many_a_cell_are_spots_too():
+    outputs = outputs_of(64, 96)
+    outputs.anchors = torch.tensor([[20.0, 20, 28, 28], [-40, 0, -20, 20]])  # the second lies outside
+    heat = gi_heat_map(torch.tensor([0.4, 0.9]), outputs, 0, (64, 96))
+    assert heat.max() == pytest.approx(0.4) and heat[24, 24] == heat.max() and heat[0, 0] == 0
 
 
 def instances(count: int = 4) -> InstancesOfImage:
@@ -129,14 +146,36 @@ def test_the_heat_map_is_bright_where_the_score_is_high():
     assert panel[-h // 8 :, -w // 8 :].sum(axis=2).mean() > 2 * panel[: h // 2, : w // 2].sum(axis=2).mean()
 
 
-def test_several_students_stand_below_each_other_on_one_scale():
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_several_students_are_columns_on_one_scale(count):
     image = torch.full((3, 120, 160), 90, dtype=torch.uint8)
-    one = instances_figure(image, torch.zeros(0, 4), [instances()], "image 1")
-    faint = instances()
-    faint.heat.mul_(0.5)
-    two = instances_figure(image, torch.zeros(0, 4), [instances(), faint], "image 1")
-    assert two.get_size_inches()[1] > 1.7 * one.get_size_inches()[1]
-    assert two.axes[1].images[1].norm.vmax == two.axes[4].images[1].norm.vmax == pytest.approx(0.8)
+    parts = [instances() for _ in range(count)]
+    for i, part in enumerate(parts):
+        part.heat.mul_((count - i) / count)
+    parts = [replace(part, title=f"distilled/best.pt, step {i}") for i, part in enumerate(parts)]
+    figure = instances_figure(image, torch.zeros(0, 4), parts, "image 1")
+    FigureCanvasAgg(figure).draw()
+    pictures, maps = figure.axes[:count], figure.axes[count : 2 * count]
+    assert [axes.get_title() for axes in pictures] == [part.title for part in parts]
+    assert all(axes.images[1].norm.vmax == pytest.approx(0.8) for axes in maps)
+    places = [axes.get_window_extent() for axes in pictures]
+    below = [axes.get_window_extent() for axes in maps]
+    titles = [axes.title.get_window_extent() for axes in pictures]
+    for i in range(count):
+        assert below[i].x0 == places[i].x0 and below[i].y1 < places[i].y0
+        assert np.array_equal(maps[i].images[1].get_array(), parts[i].heat)
+        if i:
+            assert places[i].x0 > places[i - 1].x1 and titles[i].x0 > titles[i - 1].x1
+    assert titles[0].x0 >= 0 and titles[-1].x1 <= figure.get_figwidth() * figure.dpi
+
+
+def test_a_long_title_keeps_its_end():
+    part = replace(instances(), title="a/rather/long/folder/" * 5 + "best.pt, step 5000")
+    figure = instances_figure(torch.zeros(3, 120, 160, dtype=torch.uint8), torch.zeros(0, 4), [part, part], "x")
+    FigureCanvasAgg(figure).draw()
+    left, right = (axes.title.get_window_extent() for axes in figure.axes[:2])
+    assert left.x1 < right.x0 and left.x0 >= 0
+    assert figure.axes[0].get_title().startswith("…") and figure.axes[0].get_title().endswith("best.pt, step 5000")
 
 
 @pytest.mark.parametrize("height, width", [(40, 400), (400, 40)])
