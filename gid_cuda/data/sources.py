@@ -36,6 +36,7 @@ class Source:
 def sources(config: DataConfig, part: Part) -> list[Source]:
     """The sets of a part, in the config's order. The generated one is written first, where it is not there yet."""
     splits = getattr(config, part)
+    _check_one_based(config)
     if config.format == "generated":
         folder = generate(config.generated, config.root)
         return [Source(f"data.{part}", "coco", folder, Path(f"{part}.json"), Path(part))]
@@ -45,12 +46,30 @@ def sources(config: DataConfig, part: Part) -> list[Source]:
 
 
 def _source(config: DataConfig, usual: Literal["coco", "voc"], split: SplitConfig, key: str) -> Source:
+    format = split.format or usual
+    unread = {"coco": {"split": split.split, "one_based": split.one_based}, "voc": {"annotations": split.annotations}}
+    for name, value in unread[format].items():
+        if value:
+            raise UserError(
+                f"{key}.{name} is {value}, which format {format} does not read: leave it out (where a base config has "
+                f"it, set it to null), or set {key}.format"
+            )
     return Source(
         key,
-        split.format or usual,
+        format,
         config.root if split.root is None else config.root / split.root,
         split.annotations,
         split.images,
         split.split,
         config.one_based if split.one_based is None else split.one_based,
     )
+
+
+def _check_one_based(config: DataConfig) -> None:
+    """UserError where it is set and no set could follow it: boxes would be a pixel off from what was meant."""
+    splits = [split for part in (config.train, config.val) for split in (part if isinstance(part, list) else [part])]
+    if config.one_based and not any((split.format or config.format) == "voc" for split in splits):
+        raise UserError(
+            f"data.one_based is true, but only format voc reads it, and none of the sets is of it (data.format is "
+            f"{config.format}): set data.one_based=false"
+        )

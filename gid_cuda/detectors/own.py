@@ -69,8 +69,8 @@ def check_adapter(adapter: Builder | None, *models: ModelConfig | None) -> None:
     if adapter is not None and not own:
         kinds = ", ".join(dict.fromkeys(model.detector for model in models if model is not None))
         raise UserError(
-            f"--adapter is for detector: own, and this config has {kinds}: set model.detector=own, or leave --adapter "
-            "out"
+            f"--adapter is for detector: own, and here it is {kinds}: leave --adapter out, or give a config or weights "
+            "of detector: own"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from gid_cuda.config import Config, config_to_dict
+from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.errors import UserError
 
@@ -77,7 +77,9 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
             f"{path} was trained on the classes {', '.join(content['classes'])} and the data has {', '.join(classes)}: "
             "resume needs the same data; begin anew with --overwrite or another output"
         )
-    then, now = (dict(_leaves(c)) for c in (content["config"], config_to_dict(config)))
+    # By way of the schema: keys that there were not yet when it was stored have their defaults.
+    stored = config_from_dict(content["config"], name=f"config inside {path}")
+    then, now = (dict(_leaves(config_to_dict(c))) for c in (stored, config))
     for key in sorted(then.keys() | now.keys()):
         if _must_match(key) and _what_counts(key, then.get(key)) != _what_counts(key, now.get(key)):
             raise UserError(

@@ -12,6 +12,7 @@ import yaml
 from gid_cuda.errors import UserError
 
 _KEYS = ("parameters", "AP", "AP50", "seconds")
+_LATER_KEYS = {"options": {}, "variant": "torchvision"}  # which runs of older versions did not write
 
 
 def run_names(runs: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:
@@ -61,8 +62,9 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 def _model(config: dict[str, Any]) -> dict[str, Any]:
     """What makes the network, not what it started from."""
-    model = config.get("model") or {}
-    return {key: model.get(key) for key in ("detector", "options", "backbone", "norm", "fpn_channels", "head_depth")}
+    model = _LATER_KEYS | (config.get("model") or {})
+    keys = ("detector", "backbone", "norm", "fpn_channels", "head_depth", "anchor_sizes", *_LATER_KEYS)
+    return {key: model.get(key) for key in keys}
 
 
 def comparison_table(

@@ -239,3 +239,28 @@ def test_a_class_misspelt_is_looked_for_in_all_voc_sets(devkit: Path) -> None:
         build_dataset(voc_config(devkit, classes=["cat", "brid"]), "train")
     with fails("data.classes names 'whal'"):  # the test split alone has it
         build_dataset(voc_config(devkit, classes=["cat", "whal"]), "train")
+
+
+@pytest.mark.parametrize(
+    ("split", "told"),
+    [
+        ({"one_based": True}, r"data.train\[2\].one_based is True, which format coco does not read: leave it out"),
+        ({"split": "trainval"}, r"data.train\[2\].split is trainval, which format coco does not read"),
+        ({"format": "voc", "split": "trainval"}, r"data.train\[2\].annotations is a.json, which format voc does not"),
+    ],
+)
+def test_a_key_of_the_other_format(devkit: Path, split: dict[str, Any], told: str) -> None:
+    config = voc_config(devkit, {"format": "coco", "annotations": "a.json", "images": "images", **split})
+    with fails(told):
+        build_dataset(config, "train")
+
+
+def test_one_based_without_a_set_that_follows_it(tmp_path: Path, devkit: Path) -> None:
+    coco = CocoSet(tmp_path / "coco")
+    coco.box(coco.image("a.png"), [2, 3, 10, 10])
+    coco.write()
+    with fails("data.one_based is true, but only format voc reads it"):
+        build_dataset(coco.config(one_based=True), "train")
+    split = {"format": "coco", "root": "coco", "annotations": "instances.json", "images": "images"}
+    mixed = voc_config(devkit, split, one_based=True, classes=["cat", "dog"])
+    assert build_dataset(mixed, "train")[4].boxes.tolist() == [[2, 3, 12, 13]]  # COCO's as they stand

@@ -187,7 +187,7 @@ def test_detector_and_adapter_go_together(data: Path, tmp_path: Path, monkeypatc
     for settings, told in (
         (["--cfg", cfg], "error: detector: own needs the Python file that builds it: add --adapter FILE"),
         (["--cfg", str(CONFIGS / "demo_student.yaml"), "--adapter", str(EXAMPLE)],
-         "error: --adapter is for detector: own, and this config has retinanet: set model.detector=own"),
+         "error: --adapter is for detector: own, and here it is retinanet: leave --adapter out"),
     ):  # fmt: skip
         assert call(monkeypatch, "train.py", *settings, f"output={tmp_path}/run", f"data.root={data}") == 2
         assert capsys.readouterr().err.startswith(told)

@@ -15,7 +15,7 @@ from torch import Tensor
 from gid_cuda.config import Config, config_from_dict, load_config
 from gid_cuda.data import build_loader
 from gid_cuda.engine import trainer
-from gid_cuda.engine.checkpoint import load_checkpoint, load_detector
+from gid_cuda.engine.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from gid_cuda.engine.setup import build_data, build_run
 from gid_cuda.engine.trainer import compute_losses, train
 from gid_cuda.errors import UserError
@@ -291,6 +291,19 @@ def test_resume_of_a_finished_run_and_beyond_it(data: Path, tmp_path: Path) -> N
     assert train(plain_config(data, tmp_path / "run"), resume=True) == first
     assert train(plain_config(data, tmp_path / "run", "train.steps=4"), resume=True)["step"] == 4
     assert [e["step"] for e in entries(tmp_path / "run", "train")] == [1, 2, 3, 4]
+
+
+def test_resume_of_a_run_of_an_older_version(data: Path, tmp_path: Path) -> None:
+    """Its config lacks the keys that came later: their defaults are what it was trained with."""
+    train(plain_config(data, tmp_path / "run", "train.steps=1"))
+    path = tmp_path / "run" / "last.pt"
+    content = load_checkpoint(path)
+    for key in ("variant", "options", "score_thresh"):
+        del content["config"]["model"][key]
+    save_checkpoint(path, content)
+    assert train(plain_config(data, tmp_path / "run", "train.steps=2"), resume=True)["step"] == 2
+    with pytest.raises(UserError, match="model.variant torchvision and the config says mmdetection"):
+        train(plain_config(data, tmp_path / "run", "model.variant=mmdetection"), resume=True)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,24 @@ def test_markdown(runs):
     assert {line.replace("\\|", "").count("|") for line in lines} == {8}
 
 
+@pytest.mark.parametrize(
+    ("keys", "same"),
+    [
+        ({}, True),
+        ({"options": {}, "variant": "torchvision"}, True),  # of a newer version
+        ({"variant": "mmdetection"}, False),
+        ({"options": {"width": 8}}, False),
+        ({"anchor_sizes": [16, 32, 64, 128, 256]}, False),
+    ],
+)
+def test_which_models_are_the_same(runs, keys, same):
+    path = runs[1] / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["model"] |= keys
+    path.write_text(yaml.safe_dump(config))
+    assert plain_run(runs) == (1 if same else None)
+
+
 def test_the_plain_run_is_the_distilled_model_without_distillation(runs):
     assert plain_run(runs) == 1
     assert plain_run(runs[:2]) is None
