@@ -105,6 +105,14 @@ def _check_responses(rules: Rules, outputs: DetectorOutputs) -> None:
             rules.broken(f"returns a {type(losses).__name__} from response_losses, expected the pair (cls, reg)")
         for what, loss, leaf in zip(("cls", "reg"), losses, leaves, strict=True):
             _check_response(rules, f"response_losses' {what}", loss, leaf, mask)
+    every_other = mask & (mask.flatten().cumsum(0).view_as(mask) % 2 == 0)
+    parts = [rules.detector.response_losses(student, teacher, part) for part in (every_other, mask & ~every_other)]
+    for what, loss, one, other in zip(("cls", "reg"), losses, *parts, strict=True):
+        if every_other.any() and not torch.isclose(one + other, loss, rtol=1e-2, atol=1e-4):
+            rules.broken(
+                f"gives response_losses' {what} {loss.item():g} for a mask and {one.item():g} and {other.item():g} for "
+                "its halves, expected a sum over the masked boxes: what it is divided by is not the detector's to say"
+            )
 
 
 def _check_response(rules: Rules, name: str, loss: Tensor, leaf: Tensor, mask: Tensor) -> None:
@@ -155,6 +163,9 @@ def _check_predict(rules: Rules, raw: Sequence[Tensor]) -> None:
         rules.tensor(labels, "predict's labels", (count,), [torch.int64])
         if not boxes.isfinite().all():
             rules.broken("gives boxes from predict that are not finite, expected pixels")
+        if (boxes[:, 2:] < boxes[:, :2]).any():
+            wrong = boxes[(boxes[:, 2:] < boxes[:, :2]).any(dim=1)][0]
+            rules.broken(f"gives the box {_first(wrong)} from predict, expected x1, y1, x2, y2 with x1 <= x2, y1 <= y2")
         if not ((scores >= 0) & (scores <= 1)).all() or (scores.diff() > 0).any():
             rules.broken(f"gives the scores {_first(scores)} from predict, expected them in 0 to 1, descending")
         if not ((labels >= 0) & (labels < rules.detector.num_classes)).all():

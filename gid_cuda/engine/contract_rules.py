@@ -44,10 +44,11 @@ class Rules:
             self.broken("has no transform, expected torchvision's GeneralizedRCNNTransform, set in its __init__")
 
     def tensor(
-        self, value: Any, name: str, shape: Sequence[int], types: Sequence[torch.dtype], like: Tensor | None = None
+        self, value: Any, name: str, shape: Sequence[Any], types: Sequence[torch.dtype], like: Tensor | None = None
     ) -> None:
         """A tensor of this shape and one of these types, on the device of `like`."""
-        wanted = f"{' or '.join(_type(t) for t in types)} {tuple(shape)}"
+        sides = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"  # a side may be a letter
+        wanted = f"{' or '.join(_type(t) for t in types)} {sides}"
         if not isinstance(value, Tensor):
             self.broken(f"gives {name} as a {type(value).__name__}, expected a tensor, {wanted}")
         if tuple(value.shape) != tuple(shape) or value.dtype not in types:
@@ -128,7 +129,8 @@ class Rules:
         coder = outputs.coder
         if not isinstance(coder, BoxCoder) or coder.kind not in ("deltas", "distances"):
             self.broken(f"gives the coder {coder!r}, expected BoxCoder('deltas') or BoxCoder('distances')")
-        if len(coder.weights) != 4 or not all(weight > 0 for weight in coder.weights):
+        weights = coder.weights
+        if not isinstance(weights, tuple | list) or len(weights) != 4 or not all(weight > 0 for weight in weights):
             self.broken(f"gives a coder with the weights {coder.weights}, expected four positive numbers")
         boxes = outputs.boxes
         self.tensor(boxes, "boxes", (*outputs.logits.shape[:2], 4), [torch.float32], outputs.logits)

@@ -160,6 +160,7 @@ FIELDS = [
     (outputs(image_sizes=lambda o: o.image_sizes.float()), "image_sizes as float32 (2, 2), expected int64 (2, 2)"),
     (outputs(image_sizes=lambda o: o.image_sizes.flip(1)), "image_sizes [[96, 64], [96, 48]], expected [[64, 96],"),
     (method("forward", lambda o, *_: vars(o)), "returns a dict from forward, expected DetectorOutputs"),
+    (outputs(coder=lambda o: BoxCoder("distances", 1.0)), "gives a coder with the weights 1.0, expected four positive"),
 ]  # fmt: skip
 LOSSES = [
     (losses(lambda given, model: {}), "gives no losses in train mode where targets are given, expected a dict of"),
@@ -184,6 +185,7 @@ RESPONSE = [
     (method("response_losses", lambda r, s, *_: (r[0], s.boxes.mean())), "reg without a gradient to the student's"),
     (method("response_losses", lambda r, s, *_: (r[0], (s.deltas * 0).sum().sqrt())), "reg with a gradient that is"),
     (method("response_losses", lambda r, s, *_: (s.logits.sum(), r[1])), "cls with a gradient to boxes outside the"),
+    (method("response_losses", lambda r, s, t, m: (r[0], r[1] / m.sum())), "reg .* for a mask and .* for its halves"),
 ]  # fmt: skip
 PREDICT = [
     (method("predict", lambda p, *_: p[0]), "gives a dict from predict for 2 images, expected a list of one dict"),
@@ -195,6 +197,8 @@ PREDICT = [
     (found(scores=torch.tensor([5.0, 0.9])), "gives the scores 5, 0.9 from predict, expected them in 0 to 1"),
     (found(labels=torch.tensor([1, 3])), "gives the labels 1, 3 from predict, expected 0 to 2, without background"),
     (found(labels=torch.tensor([1.0, 2.0])), "gives predict's labels as float32 (2,), expected int64 (2,)"),
+    (method("predict", lambda p, *_: [{k: v.tolist() for k, v in d.items()} for d in p]), "as a list, .* (N,)"),
+    (found(boxes=torch.tensor([[50.0, 9.0, 20.0, 30.0]] * 2)), "gives the box 50, 9, 20, 30 from predict, .* x1,"),
 ]  # fmt: skip
 ITSELF = [
     (NO_METHOD, "has no method assign, expected one, as in gid_cuda.detectors.outputs.Detector"),
