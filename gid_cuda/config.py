@@ -144,10 +144,48 @@ class ModelConfig(Section):
         return self
 
 
-class DistillConfig(Section):
-    """General instance distillation; symbols are the paper's."""
+class FitNetConfig(Section):
+    """Hints (Romero et al. 2015) over the whole maps of the pyramid; see `gid_cuda.distill.FitNet`."""
 
-    method: Literal["gid"] = "gid"
+    weight: PositiveFloat = 1.0
+    adapt: Literal["1x1", "3x3", "none"] = "1x1"  # r, the regressor
+
+
+class FineGrainedConfig(Section):
+    """Fine-grained feature imitation (Wang et al. 2019), near objects; see `gid_cuda.distill.FineGrained`."""
+
+    weight: PositiveFloat = 0.01  # lambda
+    psi: Annotated[float, Field(ge=0, lt=1)] = 0.5  # near: IoU of an anchor above psi times the best
+    adapt: Literal["1x1", "3x3", "none"] = "3x3"
+
+
+class MimickingConfig(Section):
+    """Mimicking (Li et al. 2017), of the student's proposals; see `gid_cuda.distill.Mimicking`."""
+
+    weight: PositiveFloat = 1.0  # lambda_1
+    samples: PositiveInt = 128  # proposals an image, at most
+    positive_fraction: Fraction = 0.25  # of them, at most
+    positive_iou: Fraction = 0.5
+    proposals: PositiveInt = 1000  # of which they are drawn
+    nms_iou: Fraction = 0.7
+    output_size: PositiveInt = 7  # P: crops are P x P
+    sampling_ratio: PositiveInt = 2
+    adapt: Literal["1x1", "3x3", "none"] = "1x1"  # r, the transformation layer
+
+    @model_validator(mode="after")
+    def _as_many_proposals(self) -> MimickingConfig:
+        if self.samples > self.proposals:
+            raise ValueError(f"samples is {self.samples}, more than the {self.proposals} proposals: lower it")
+        return self
+
+
+class DistillConfig(Section):
+    """General instance distillation, symbols are the paper's; or one of its rivals, each with a section at the end.
+
+    The keys of methods other than `method` are without effect, so that one config serves for all by distill.method=.
+    """
+
+    method: Literal["gid", "fitnet", "fine_grained", "mimicking"] = "gid"
     top_k: NonNegativeInt = 10  # K
     nms_iou: Fraction = 0.3
     min_size: NonNegativeFloat = 10.0  # pixels: smaller boxes are never chosen
@@ -164,7 +202,19 @@ class DistillConfig(Section):
     response_cls: Literal["bce", "focal"] = "bce"
     # of the regression part; none: 0.1 for RetinaNet, 1/9 for Faster R-CNN's RPN; FCOS has GIoU
     response_smooth_l1_beta: PositiveFloat | None = None
+    # of every method:
     warmup_steps: NonNegativeInt = 0  # the distillation losses grow linearly from 0 over these steps
+    # of one method each:
+    fitnet: FitNetConfig = FitNetConfig()
+    fine_grained: FineGrainedConfig = FineGrainedConfig()
+    mimicking: MimickingConfig = MimickingConfig()
+
+    def method_options(self) -> dict[str, Any]:
+        """The arguments of the method's class, without those of the detectors."""
+        if self.method != "gid":
+            return getattr(self, self.method).model_dump()
+        elsewhere = {"method", "response_cls", "response_smooth_l1_beta", "warmup_steps"}
+        return self.model_dump(exclude=elsewhere | {"fitnet", "fine_grained", "mimicking"})
 
 
 class TrainConfig(Section):

@@ -59,6 +59,7 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
     """
 
     networks = ("backbone", "rpn.head", "roi_heads.box_head")
+    family = "two-stage"
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
     """
 
     networks = ("backbone", "head")
+    family = "anchor-free"
 
     def __init__(
         self,

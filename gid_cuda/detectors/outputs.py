@@ -16,6 +16,9 @@ from torch import Tensor, nn
 Target = dict[str, Tensor]
 """Ground truth of one image: boxes (N, 4) float32 xyxy pixels, labels (N,) int64 in 0..C-1."""
 
+Family = Literal["anchor-free", "anchor-based", "two-stage"]
+"""What a detector predicts from: points; anchors; or anchors in its first stage, whose boxes a second stage refines."""
+
 _MAX_LOG_SCALE = math.log(1000.0 / 16)  # R-CNN's clamp: keeps exp() of an untrained head finite
 
 
@@ -134,6 +137,8 @@ class Detector(nn.Module):
                   once a step, outside both detectors; `predict` applies the detector's own.
     weight_notes: what was loaded, gathered by name or initialised anew, one line each; shown when a run starts
     class_rows:   the layers whose rows belong to classes; without, weights of another order of classes are refused
+    family:       see `Family`; some methods of distillation are for some families. All but "anchor-free" order their
+                  anchors by level, row, column, then the anchors of that cell
     """
 
     num_classes: int
@@ -141,6 +146,7 @@ class Detector(nn.Module):
     transform: nn.Module
     weight_notes: Sequence[str] = ()
     class_rows: Sequence[ClassRows] = ()
+    family: Family = "anchor-free"
 
     def forward(self, images: ImageList, targets: Sequence[Target | None] | None = None) -> DetectorOutputs:
         """One pass: features, heads and task losses together.

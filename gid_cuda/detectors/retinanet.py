@@ -50,6 +50,7 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
     """
 
     networks = ("backbone", "head")
+    family = "anchor-based"
 
     def __init__(
         self,

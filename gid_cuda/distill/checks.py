@@ -40,7 +40,7 @@ def check_outputs(
         ):
             if channels != given:
                 raise ValueError(
-                    f"level {level} of the {name}'s features has {channels} channels, but GID was made with "
+                    f"level {level} of the {name}'s features has {channels} channels, but the criterion was made with "
                     f"{name}_channels={given}: pass {name}_channels={channels}"
                 )
         if theirs.shape[2:] != ours.shape[2:]:

@@ -60,6 +60,8 @@ class GID(nn.Module):
     device, so the whole can be captured in a CUDA graph. Raises ValueError for arguments outside these ranges.
     """
 
+    loss_names = LOSS_NAMES
+
     def __init__(
         self,
         student_channels: int,

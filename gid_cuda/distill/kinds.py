@@ -59,7 +59,7 @@ def overlaps(instances: GeneralInstances, targets: Sequence[Target | None]) -> t
     targets: B dicts with boxes (N, 4) in the instances' pixels, or None. Raises ValueError unless there are B.
     """
     check_targets(targets, len(instances.boxes))
-    ground_truth, _ = _stack_boxes(targets, instances.boxes.device)
+    ground_truth, _ = stack_boxes(targets, instances.boxes.device)
     truth = pad(ground_truth, (0, 0, 0, 1))[:, None]  # (B, 1, N + 1, 4); padding has no area and overlaps nothing
     boxes = instances.boxes[:, :, None]  # (B, K, 1, 4)
     sides = (torch.minimum(boxes[..., 2:], truth[..., 2:]) - torch.maximum(boxes[..., :2], truth[..., :2])).clamp(min=0)
@@ -93,14 +93,14 @@ def ground_truth_instances(targets: Sequence[Target | None], device: torch.devic
     these are none of the R predicted boxes: `counts`, and `valid` made from it, say which slots are filled. An
     unlabelled image (its target is None) has no instance.
     """
-    boxes, counts = _stack_boxes(targets, device)
+    boxes, counts = stack_boxes(targets, device)
     boxes = pad(boxes[:, :MAX_GROUND_TRUTH], (0, 0, 0, max(0, 1 - boxes.shape[1])))
     counts = counts.clamp(max=MAX_GROUND_TRUTH)
     filled = torch.arange(boxes.shape[1], device=boxes.device) < counts[:, None]
     return GeneralInstances(boxes, filled.to(boxes.dtype), torch.full_like(filled, -1, dtype=torch.int64), counts)
 
 
-def _stack_boxes(targets: Sequence[Target | None], device: torch.device) -> tuple[Tensor, Tensor]:
+def stack_boxes(targets: Sequence[Target | None], device: torch.device) -> tuple[Tensor, Tensor]:
     """(B, N, 4) float32 ground-truth boxes padded with zeros to the largest N; (B,) int64 how many there are."""
     if not targets:
         return torch.zeros((0, 0, 4), device=device), torch.zeros(0, dtype=torch.int64, device=device)

@@ -48,7 +48,7 @@ def select_instances(
         scores, boxes = gi_score(*logits, teacher.boxes, student.boxes, student.image_sizes)
     candidates = _best(scores, pre_nms_top_k) if 0 < pre_nms_top_k < boxes_per_image else scores
     indices, counts = topk_nms(boxes, candidates, top_k, nms_iou, min_size=min_size)
-    return _fill_slots(boxes, scores, indices.clamp(min=0), indices, counts)
+    return fill_slots(boxes, scores, indices.clamp(min=0), indices, counts)
 
 
 def _are_encoded(*both: DetectorOutputs) -> bool:
@@ -73,7 +73,7 @@ def keep_instances(instances: GeneralInstances, keep: Tensor) -> GeneralInstance
     """The instances where keep (B, K) bool is set, in their order, moved to the front; K stays, so shapes do too."""
     keep = keep & instances.valid
     order = front_order(keep)
-    return _fill_slots(instances.boxes, instances.scores, order, instances.indices.gather(1, order), keep.sum(dim=1))
+    return fill_slots(instances.boxes, instances.scores, order, instances.indices.gather(1, order), keep.sum(dim=1))
 
 
 def front_order(filled: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def front_order(filled: Tensor) -> Tensor:
     return torch.argsort(filled.logical_not().to(torch.uint8), dim=-1, stable=True)
 
 
-def _fill_slots(boxes: Tensor, scores: Tensor, positions: Tensor, indices: Tensor, counts: Tensor) -> GeneralInstances:
+def fill_slots(boxes: Tensor, scores: Tensor, positions: Tensor, indices: Tensor, counts: Tensor) -> GeneralInstances:
     """The first counts (B,) slots filled from boxes (B, N, 4) and scores (B, N) at positions (B, K), the rest empty."""
     filled = torch.arange(positions.shape[1], device=positions.device) < counts[:, None]
     return GeneralInstances(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gid_cuda.data import DetectionDataset
 from gid_cuda.detectors.outputs import Detector
-from gid_cuda.distill import LOSS_NAMES
 from gid_cuda.engine.evaluation import coco_metrics, detect
 from gid_cuda.errors import UserError
 
@@ -54,17 +53,18 @@ def teacher_check(
 
 
 class Balance:
-    """Watches the weighted distillation terms over the first steps of a run."""
+    """Watches the weighted distillation terms, `names`, over the first steps of a run; with none of them, nothing."""
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
         self._history: list[dict[str, float]] = []
-        self._watching = enabled
+        self._watching = len(names) > 0
 
     def add(self, values: Mapping[str, float]) -> str | None:
         """After each step; gives `balance_warning`'s sentence once, after the last of the first steps."""
         if not self._watching:
             return None
-        self._history.append({name: values[name] for name in LOSS_NAMES})
+        self._history.append({name: values[name] for name in self._names})
         if len(self._history) < BALANCE_STEPS:
             return None
         self._watching = False

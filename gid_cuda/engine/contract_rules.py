@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
-from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, ImageList
+from gid_cuda.detectors.outputs import BoxCoder, Detector, DetectorOutputs, Family, ImageList
 from gid_cuda.errors import UserError
 from gid_cuda.ops.roi_align import MAX_LEVELS
 
@@ -40,6 +40,8 @@ class Rules:
                 self.broken(f"has {name} {value!r}, expected a number, set in its __init__")
             if expected is not None and value != expected:
                 self.broken(f"has {name} {value}, expected {expected}, the data set's classes without background")
+        if self.detector.family not in get_args(Family):
+            self.broken(f"has family {self.detector.family!r}, expected one of {', '.join(get_args(Family))}")
         if not callable(getattr(self.detector, "transform", None)):
             self.broken("has no transform, expected torchvision's GeneralizedRCNNTransform, set in its __init__")
 

@@ -19,7 +19,7 @@ from gid_cuda.data import DetectionDataset, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
-from gid_cuda.distill import GID
+from gid_cuda.distill import Method, build_method
 from gid_cuda.engine import optim
 from gid_cuda.engine.checkpoint import random_states, set_random_states
 from gid_cuda.engine.device import choose_device
@@ -42,8 +42,8 @@ class Run:
 
     student: Detector
     teacher: Detector | None
-    gid: GID | None
-    parameters: list[nn.Parameter]  # those that are trained: the student's and GID's adaptation layer
+    gid: Method | None  # of whichever method
+    parameters: list[nn.Parameter]  # those that are trained: the student's and the adaptation layer
     optimizer: torch.optim.Optimizer
     autocast: AbstractContextManager[Any]
     scaler: torch.amp.GradScaler
@@ -163,6 +163,8 @@ def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: Det
         kind = f"own {type(detector).__name__}" if model.detector == "own" else f"{model.detector} {model.backbone}"
         lines.append(f"{name}: {kind}, {millions:.2f} M parameters")
         lines += [f"{name}: {note}" for note in detector.weight_notes]
+    if config.distill is not None:
+        lines.append(f"distillation: {config.distill.method}")
     return lines
 
 
@@ -200,10 +202,9 @@ def without_compiled_code(config: Config) -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if config.train.compile else nullcontext()
 
 
-def _criterion(config: Config, student: Detector, teacher: Detector) -> GID:
+def _criterion(config: Config, student: Detector, teacher: Detector) -> Method:
     assert config.distill is not None
-    not_of_gid = {"method", "response_cls", "response_smooth_l1_beta", "warmup_steps"}
     try:
-        return GID(student.out_channels, teacher.out_channels, **config.distill.model_dump(exclude=not_of_gid))
+        return build_method(config.distill.method, student, teacher, **config.distill.method_options())
     except ValueError as error:
         raise UserError(f"distill: {error}") from None

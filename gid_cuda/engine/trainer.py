@@ -63,7 +63,7 @@ def train(
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
         if run.teacher is not None and content is None:
             _check_teacher(config, run.teacher, val_set, log)
-        balance = checks.Balance(enabled=run.gid is not None and progress.step == 0)
+        balance = checks.Balance(run.gid.loss_names if run.gid is not None and progress.step == 0 else ())
         batches = _batches(config, run, train_set, log)
         start_random(config, content)
         log.start_clock()
@@ -115,6 +115,8 @@ def compute_losses(
     losses = _task_losses(outputs)  # now, as the response loss may have joined its way back with theirs
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})
+    if instances is None:
+        return losses, {}
     return losses, {"instances": instances.counts.float().mean(), **kind_counts(instances, targets)}
 
 

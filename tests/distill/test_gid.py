@@ -311,8 +311,8 @@ FEATURES = random_outputs(seed=0).features
         ({"coder": BoxCoder("deltas")}, r"the teacher encodes boxes by .*distances.*, the student by .*deltas"),
         ({"strides": [8, 16]}, r"strides \[8, 32\], the student's \[8, 16\]: use the same pyramid levels"),
         ({"features": FEATURES[:1]}, r"the student has 1 feature maps for 2 strides"),
-        ({"features": [x[:, :3] for x in FEATURES]}, r"level 0 of the student's features has 3 channels, but GID was "
-         r"made with student_channels=4: pass student_channels=3"),
+        ({"features": [x[:, :3] for x in FEATURES]}, r"level 0 of the student's features has 3 channels, but the "
+         r"criterion was made with student_channels=4: pass student_channels=3"),
         ({"features": [FEATURES[0], FEATURES[1][:, :, 1:]]}, r"level 1 of the teacher's features is \(4, 5\), of the "
          r"student's \(3, 5\) \(height, width\)"),
     ],

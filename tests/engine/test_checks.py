@@ -93,10 +93,10 @@ def test_terms_that_stay_apart() -> None:
 
 def test_balance_speaks_once_after_its_steps() -> None:
     values = dict.fromkeys(LOSS_NAMES, 1.0) | {"loss_feature": 500.0, "loss": 9.0}
-    balance = Balance(enabled=True)
+    balance = Balance(LOSS_NAMES)
     said = [balance.add(values) for _ in range(BALANCE_STEPS + 20)]
     assert [i for i, text in enumerate(said) if text] == [BALANCE_STEPS - 1]
-    assert not any(Balance(enabled=False).add(values) for _ in range(BALANCE_STEPS + 1))
+    assert not any(Balance(()).add(values) for _ in range(BALANCE_STEPS + 1))
 
 
 def test_finite_values_are_means_over_the_parts() -> None:

@@ -203,6 +203,7 @@ PREDICT = [
 ITSELF = [
     (NO_METHOD, "has no method assign, expected one, as in gid_cuda.detectors.outputs.Detector"),
     (attributes(num_classes=4), "has num_classes 4, expected 3, the data set's classes without background"),
+    (attributes(family="two stages"), "has family 'two stages', expected one of anchor-free, anchor-based, two-stage"),
     (attributes(num_classes="3"), "has num_classes '3', expected a number, set in its __init__"),
     (attributes(out_channels=None), "has out_channels None, expected a number, set in its __init__"),
     (attributes(transform=None), "has no transform, expected torchvision's GeneralizedRCNNTransform"),
