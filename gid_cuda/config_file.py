@@ -11,7 +11,7 @@ import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -244,9 +244,12 @@ def _expected(item: Any) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The schema class behind `X`, `X | None` or `X | list[X]`; None for a plain value."""
+    """The schema class behind `X`, `list[X]` or a union with one of them; None for a plain value."""
     options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    options = [get_args(o)[0] if get_origin(o) is Annotated else o for o in options]
+    options = [get_args(o)[0] if get_origin(o) is list else o for o in options]
+    classes = [o for o in options if get_origin(o) is None and isinstance(o, type)]  # Python 3.10: list[int] is a type
+    return next((c for c in classes if issubclass(c, BaseModel)), None)
 
 
 def _all_keys(schema: type[BaseModel], path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -11,7 +11,7 @@ from gid_cuda.config import Config, config_from_dict, config_to_dict, load_confi
 from gid_cuda.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "base")
+CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name not in ("base", "experiments"))
 PLAIN = """
 output: runs/x
 data: {format: generated, root: somewhere}

@@ -1,0 +1,87 @@
+"""What scripts/experiment.py does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gid_cuda.detectors.own import check_adapter, load_adapter
+from gid_cuda.errors import UserError
+from gid_cuda.experiment.matrix import Experiment, load_experiment
+from gid_cuda.experiment.report import current_state, write_report
+from gid_cuda.experiment.runner import Runner, States, train_command
+
+
+def run(arguments: argparse.Namespace, trainer: Path) -> int:
+    """The exit status: 0 where every run is done. trainer: scripts/train.py."""
+    experiment = load_experiment(arguments.cfg)
+    slots = device_slots(arguments.devices, arguments.jobs)
+    if arguments.dry_run:
+        print(plan_text(experiment, redo=arguments.redo))
+        return 0
+    adapter = load_adapter(arguments.adapter)
+    for planned in experiment.runs:
+        check_adapter(adapter, planned.config.model, planned.config.teacher)
+
+    def report(states: States) -> str:
+        return write_report(experiment, states, adapter=adapter, draw=not arguments.no_pictures)
+
+    if arguments.report:
+        print(report({}))
+        print(f"page: {experiment.output / 'report.html'}")
+        return 0
+    command = train_command(str(trainer), arguments.adapter)
+    work = Runner(
+        experiment, command, devices=slots, redo=arguments.redo, say=lambda line: print(line, flush=True),
+        finished=lambda states: _without_stopping(report, states),
+    )  # fmt: skip
+    states = work.work()
+    print(f"\n{(experiment.output / 'table.txt').read_text(encoding='utf-8')}")
+    print(f"page: {experiment.output / 'report.html'}")
+    return tell_problems(experiment, states)
+
+
+def tell_problems(experiment: Experiment, states: States) -> int:
+    """Once more at the end, where it is seen; the exit status."""
+    bad = [planned for planned in experiment.runs if states[planned.key].kind != "done"]
+    for planned in bad:
+        print(f"{planned.title}: {states[planned.key].kind}, {states[planned.key].reason}", file=sys.stderr)
+    if any(states[planned.key].kind == "changed" for planned in bad):
+        print("--redo trains anew what was made by another config", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _without_stopping(report: object, states: States) -> None:
+    """The page can wait; the runs go on."""
+    assert callable(report)
+    try:
+        report(states)
+    except (UserError, OSError) as error:
+        print(f"warning: tables and page could not be written: {error}", file=sys.stderr, flush=True)
+
+
+def device_slots(devices: str | None, jobs: int | None) -> list[str | None]:
+    """("0,1", 4) -> ["0", "1", "0", "1"]: where each of the runs that go on at the same time is put."""
+    if devices is None:
+        return [None] * (jobs or 1)
+    names = [name.strip() for name in devices.split(",")]
+    if not all(names):
+        raise UserError(f"--devices {devices!r} names no GPUs: write their numbers with commas between, as 0,1")
+    return [names[i % len(names)] for i in range(jobs or len(names))]
+
+
+def plan_text(experiment: Experiment, *, redo: bool) -> str:
+    """A line a run: its state and what would be done."""
+    width = max(len(planned.title) for planned in experiment.runs)
+    lines = []
+    for planned in experiment.runs:
+        state = current_state(experiment, planned.key)
+        doing = {
+            "missing": "to be trained",
+            "unfinished": "to be continued",
+            "done": "done",
+            "changed": f"{'to be trained anew' if redo else 'of another config'}: {state.reason}",
+        }[state.kind]
+        lines.append(f"{planned.title:<{width}}  {doing}")
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""Writes what an experiment has come to so far: table.txt, table.csv, runs.csv, report.html in its folder."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+
+from gid_cuda.detectors.own import Builder
+from gid_cuda.engine.run_folder import write_text
+from gid_cuda.errors import UserError
+from gid_cuda.experiment import pictures as drawing
+from gid_cuda.experiment.csv_files import runs_csv, table_csv
+from gid_cuda.experiment.matrix import Experiment
+from gid_cuda.experiment.page import Pictures, page
+from gid_cuda.experiment.state import State, read_metrics, state_of
+from gid_cuda.experiment.table import Results, table_lines, table_text
+
+
+def write_report(
+    experiment: Experiment, states: Mapping[str, State], *, adapter: Builder | None = None, draw: bool = True
+) -> str:
+    """states: of the runs that are settled; the others' are read. draw: whether pictures are made. Returns the table.
+
+    Each file is replaced in one move: whoever reads meanwhile sees a whole one.
+    """
+    known = {run.key: states.get(run.key) or current_state(experiment, run.key) for run in experiment.runs}
+    results = done_results(experiment, known)
+    lines = table_lines(experiment, results)
+    text = table_text(experiment, lines)
+    experiment.output.mkdir(parents=True, exist_ok=True)
+    write_text(experiment.output / "table.txt", text)
+    write_text(experiment.output / "table.csv", table_csv(lines))
+    write_text(experiment.output / "runs.csv", runs_csv(experiment, results))
+    images = _draw(experiment, set(results), adapter) if draw else {}
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    write_text(experiment.output / "report.html", page(experiment, known, results, lines, images, now=now))
+    return text
+
+
+def current_state(experiment: Experiment, key: str) -> State:
+    runs = {run.key: run for run in experiment.runs}
+    teacher = runs[key].teacher
+    return state_of(runs[key], runs[teacher] if teacher else None)
+
+
+def done_results(experiment: Experiment, states: Mapping[str, State]) -> Results:
+    """metrics.json of the runs that are done: no other number comes into a table."""
+    found = {run.key: read_metrics(run) for run in experiment.runs if states[run.key].kind == "done"}
+    return {key: metrics for key, metrics in found.items() if metrics is not None}
+
+
+def _draw(experiment: Experiment, done: set[str], adapter: Builder | None) -> Pictures:
+    """What cannot be drawn leaves its reason: a page without a picture is better than none."""
+    found: dict[tuple[str, str], Path | str] = {}
+    for detector in experiment.detectors:
+        for row in ("", *(row.name for row in experiment.rows)):
+            try:
+                if row:
+                    picture = drawing.draw_row(experiment, detector, row, done, adapter)
+                else:
+                    picture = drawing.draw_curves(experiment, detector, done)
+            except (UserError, OSError) as error:
+                found[detector, row] = str(error)
+                continue
+            if picture is not None:
+                found[detector, row] = picture
+    return found

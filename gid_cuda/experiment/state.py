@@ -1,0 +1,121 @@
+"""What has become of a run, as its folder tells: done, unfinished, missing, or made by another config.
+
+Beside what `scripts/train.py` writes, a run's folder holds
+
+    experiment.yaml   the config that it was begun with
+    experiment.json   the note: commit and machine, the teacher's fingerprint, seconds of each start
+    experiment.log    what it printed
+    experiment.lock   held as long as it is being trained
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from gid_cuda import config_file
+from gid_cuda.config import Config, config_from_dict, config_to_dict
+from gid_cuda.errors import UserError
+from gid_cuda.experiment.matrix import PlannedRun
+
+CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
+
+Kind = Literal["missing", "unfinished", "running", "done", "changed", "failed", "blocked"]
+
+# Where a run stands and what it runs on decides nothing that its numbers say.
+_MAY_DIFFER = ("output", "device", "data.workers", "train.log_every", "train.checkpoint_every")
+
+
+@dataclass(frozen=True)
+class State:
+    kind: Kind
+    reason: str = ""  # changed, failed, blocked: why
+
+
+def state_of(run: PlannedRun, teacher: PlannedRun | None = None) -> State:
+    """teacher: the run that trained this one's teacher. Reads files, writes none."""
+    if not (run.folder / "config.yaml").is_file():
+        return State("missing")
+    differences = config_differences(run)
+    if differences:
+        return State("changed", "; ".join(differences))
+    before = read_note(run).get("teacher")
+    if teacher is not None and before is not None and fingerprint(teacher) not in (None, before):
+        return State("changed", "its teacher was trained anew since")
+    return State("unfinished" if read_metrics(run) is None else "done")
+
+
+def config_differences(run: PlannedRun) -> list[str]:
+    """How the config in the run's folder differs from the planned one, a phrase a key."""
+    path = run.folder / "config.yaml"
+    try:
+        raw = config_file.parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        stored = config_from_dict(raw if isinstance(raw, dict) else {}, name=str(path))
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        return [f"its config.yaml cannot be read ({str(error).splitlines()[0]})"]
+    then, now = dict(leaves(_placeless(stored))), dict(leaves(_placeless(run.config)))
+    keys = [key for key in [*now, *(key for key in then if key not in now)] if then.get(key) != now.get(key)]
+    return [f"{key} was {_say(then.get(key))} and is {_say(now.get(key))}" for key in keys if key not in _MAY_DIFFER]
+
+
+def _placeless(config: Config) -> dict[str, Any]:
+    """The teacher's weights relative to the run's folder: an experiment's folder may be moved as a whole."""
+    values = config_to_dict(config)
+    if values["teacher"] and values["teacher"]["weights"] not in (None, "coco"):
+        values["teacher"]["weights"] = os.path.relpath(values["teacher"]["weights"], config.output)
+    return values
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """{"model": {"norm": "live"}} -> ("model.norm", "live"); a section that is switched off is a leaf."""
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, f"{path}.{key}".lstrip("."))
+
+
+def _say(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def read_metrics(run: PlannedRun) -> dict[str, Any] | None:
+    """None where the run has not finished, or its file is damaged: it then finishes once more, from its checkpoint."""
+    return _read_json(run.folder / "metrics.json")
+
+
+def read_note(run: PlannedRun) -> dict[str, Any]:
+    return _read_json(run.folder / NOTE) or {}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def fingerprint(teacher: PlannedRun) -> str | None:
+    """Of the weights that students learn from; None where there are none yet."""
+    path = teacher.folder / "best.pt"
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _digest(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, changed: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
