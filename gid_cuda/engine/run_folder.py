@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.errors import UserError
+from gid_cuda.files import write_text
 
 _FILES = ("config.yaml", "log.jsonl", "last.pt", "best.pt", "metrics.json")
 
@@ -87,13 +87,6 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
                 "resume needs both the same; begin anew with --overwrite or another output"
             )
     return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """In one move, as checkpoints."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

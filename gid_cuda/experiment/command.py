@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from gid_cuda.detectors.own import check_adapter, load_adapter
 from gid_cuda.errors import UserError
 from gid_cuda.experiment.matrix import Experiment, load_experiment
-from gid_cuda.experiment.report import current_state, write_report
 from gid_cuda.experiment.runner import Runner, States, train_command
+from gid_cuda.experiment.state import current_states
 
 
 def run(arguments: argparse.Namespace, trainer: Path) -> int:
@@ -20,6 +19,9 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
     if arguments.dry_run:
         print(plan_text(experiment, redo=arguments.redo))
         return 0
+    from gid_cuda.detectors.own import check_adapter, load_adapter  # late: torch takes seconds, and a dry run has none
+    from gid_cuda.experiment.report import write_report
+
     adapter = load_adapter(arguments.adapter)
     for planned in experiment.runs:
         check_adapter(adapter, planned.config.model, planned.config.teacher)
@@ -73,10 +75,11 @@ def device_slots(devices: str | None, jobs: int | None) -> list[str | None]:
 
 def plan_text(experiment: Experiment, *, redo: bool) -> str:
     """A line a run: its state and what would be done."""
+    states = current_states(experiment)
     width = max(len(planned.title) for planned in experiment.runs)
     lines = []
     for planned in experiment.runs:
-        state = current_state(experiment, planned.key)
+        state = states[planned.key]
         doing = {
             "missing": "to be trained",
             "unfinished": "to be continued",

@@ -6,10 +6,8 @@ import os
 import platform
 import subprocess
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-
-import torch
-import torchvision
 
 import gid_cuda
 
@@ -22,11 +20,19 @@ def describe_machine() -> dict[str, str]:
         "CPU": f"{_cpu_model()}, {_cores()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
         "gid_cuda": gid_cuda.__version__,
         "git commit": _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or "none",
     }
+
+
+def _version(package: str) -> str:
+    """Without importing it, which takes seconds."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _cores() -> int:

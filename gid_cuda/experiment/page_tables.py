@@ -78,9 +78,7 @@ def settings_table(experiment: Experiment) -> str:
     rows = []
     for row in experiment.rows:
         said = "<br>".join(f"<code>{escape(f'{key}: {_plain(value)}')}</code>" for key, value in leaves(row.set) if key)
-        rows.append(
-            f'<tr><th scope="row">{escape(row.name)}</th><td>{said or "nothing: the student's config"}</td></tr>'
-        )
+        rows.append(f'<tr><th scope="row">{escape(row.name)}</th><td>{said or "nothing"}</td></tr>')
     head = '<thead><tr><th scope="col">method</th><th scope="col">what it sets</th></tr></thead>'
     return f'<div class="wide"><table class="list">{head}<tbody>{"".join(rows)}</tbody></table></div>'
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gid_cuda.detectors.own import Builder
-from gid_cuda.engine.run_folder import write_text
 from gid_cuda.errors import UserError
 from gid_cuda.experiment import pictures as drawing
 from gid_cuda.experiment.csv_files import runs_csv, table_csv
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.page import Pictures, page
-from gid_cuda.experiment.state import State, read_metrics, state_of
+from gid_cuda.experiment.state import State, current_states, read_metrics
 from gid_cuda.experiment.table import Results, table_lines, table_text
+from gid_cuda.files import write_text
 
 
 def write_report(
@@ -24,7 +24,7 @@ def write_report(
 
     Each file is replaced in one move: whoever reads meanwhile sees a whole one.
     """
-    known = {run.key: states.get(run.key) or current_state(experiment, run.key) for run in experiment.runs}
+    known = current_states(experiment) | dict(states)
     results = done_results(experiment, known)
     lines = table_lines(experiment, results)
     text = table_text(experiment, lines)
@@ -36,12 +36,6 @@ def write_report(
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_text(experiment.output / "report.html", page(experiment, known, results, lines, images, now=now))
     return text
-
-
-def current_state(experiment: Experiment, key: str) -> State:
-    runs = {run.key: run for run in experiment.runs}
-    teacher = runs[key].teacher
-    return state_of(runs[key], runs[teacher] if teacher else None)
 
 
 def done_results(experiment: Experiment, states: Mapping[str, State]) -> Results:

@@ -18,12 +18,12 @@ from typing import Any
 import yaml
 
 from gid_cuda.config import config_to_dict
-from gid_cuda.engine.run_folder import write_text
 from gid_cuda.experiment import process
 from gid_cuda.experiment.machine import describe_machine
 from gid_cuda.experiment.matrix import Experiment, PlannedRun
 from gid_cuda.experiment.process import Active
 from gid_cuda.experiment.state import CONFIG, NOTE, State, fingerprint, read_metrics, read_note, state_of
+from gid_cuda.files import write_text
 
 POLL = 0.2  # seconds between two looks at the processes
 

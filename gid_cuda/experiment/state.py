@@ -22,7 +22,7 @@ from typing import Any, Literal
 from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
-from gid_cuda.experiment.matrix import PlannedRun
+from gid_cuda.experiment.matrix import Experiment, PlannedRun
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
@@ -49,6 +49,12 @@ def state_of(run: PlannedRun, teacher: PlannedRun | None = None) -> State:
     if teacher is not None and before is not None and fingerprint(teacher) not in (None, before):
         return State("changed", "its teacher was trained anew since")
     return State("unfinished" if read_metrics(run) is None else "done")
+
+
+def current_states(experiment: Experiment) -> dict[str, State]:
+    """Of every run, by its key."""
+    runs = {run.key: run for run in experiment.runs}
+    return {run.key: state_of(run, runs[run.teacher] if run.teacher else None) for run in experiment.runs}
 
 
 def config_differences(run: PlannedRun) -> list[str]:
