@@ -39,8 +39,6 @@ def draw_row(
     if run is None or not distilled:
         return None
     weights = run.folder / "best.pt"
-    if not weights.is_file():  # an AP of 0 throughout
-        return None
     config = run.config if run.config.distill is not None else distilled[0].config
     if config.teacher is None or config.teacher.weights is None or not Path(config.teacher.weights).is_file():
         return None

@@ -37,7 +37,7 @@ def write(folder: Path, **changes: Any) -> Path:
         "output": str(folder / "out"),
         "set": {**TINY, "data.root": str(folder / "data")},
         "student": {"config": str(ROOT / "configs" / "demo.yaml")},
-        "teacher": {"config": str(ROOT / "configs" / "demo_teacher.yaml")},
+        "teacher": {"config": str(ROOT / "configs" / "demo_teacher.yaml"), "set": {"train.steps": 12}},
         "rows": [
             {"name": "plain", "set": {"distill": "none"}, "paper": {"AP": 36.2}},
             {"name": "GID", "paper": {"AP": 39.1}},
@@ -70,9 +70,8 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     steps = [json.loads(line)["step"] for line in (teacher / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps.count(1) == 1
     for name in ("curves.png", "gid/instances.png", "plain/instances.png"):
-        if "curves" in name or (out / "runs" / name.split("/")[0] / "seed0" / "best.pt").exists():
-            assert min(Image.open(out / "pictures" / name).size) > 200
-    assert (out / "report.html").read_text().count("data:image/png") >= 1
+        assert min(Image.open(out / "pictures" / name).size) > 200
+    assert (out / "report.html").read_text().count("data:image/png") == 3
     third = subprocess.run(command(path), cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert third.returncode == 0 and "begins" not in third.stdout
 
