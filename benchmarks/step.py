@@ -94,7 +94,7 @@ def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = 
     for detector, name in ((run.student, "model"), (run.teacher, "teacher")):
         if getattr(replaced, name) != getattr(config, name):
             tame(detector)
-    runs = {"distilled": run, "plain": replace(run, teacher=None, gid=None)}
+    runs = {"distilled": run, "plain": replace(run, teacher=None, criterion=None)}
     watch = Stopwatch(run.parameters[0].device)
     batches = iter(trainer.train_loader(replaced, run, dataset))
     loader = _loader_alone(batches)
@@ -172,7 +172,7 @@ def _watched(run: Run, watch: Stopwatch) -> Iterator[None]:
     hooks = [
         run.teacher.register_forward_hook(lap("teacher")),
         student.register_forward_hook(lap("student")),
-        run.gid.register_forward_hook(lap("criterion")),
+        run.criterion.register_forward_hook(lap("criterion")),
     ]
     if task_losses is not None:
         student._task_losses = timed_task_losses

@@ -38,11 +38,11 @@ class Progress:
 
 @dataclass
 class Run:
-    """What changes while a run goes on. teacher and gid are None in plain training."""
+    """What changes while a run goes on. teacher and criterion are None in plain training."""
 
     student: Detector
     teacher: Detector | None
-    gid: Method | None  # of whichever method
+    criterion: Method | None  # the distillation losses
     parameters: list[nn.Parameter]  # those that are trained: the student's and the adaptation layer
     optimizer: torch.optim.Optimizer
     autocast: AbstractContextManager[Any]
@@ -56,7 +56,7 @@ class Run:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "criterion": self.gid.state_dict() if self.gid is not None else None,
+            "criterion": self.criterion.state_dict() if self.criterion is not None else None,
             "progress": asdict(self.progress),
             "random": random_states(),
         }
@@ -68,8 +68,8 @@ class Run:
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"]:  # empty where it was off: on the CPU, or before train.amp became fp16
             self.scaler.load_state_dict(saved["scaler"])
-        if self.gid is not None:
-            self.gid.load_state_dict(saved["criterion"])
+        if self.criterion is not None:
+            self.criterion.load_state_dict(saved["criterion"])
         self.progress = Progress(**saved["progress"])
         self.metrics = content["metrics"]
 
@@ -79,17 +79,17 @@ def build_run(config: Config, classes: list[str], *, adapter: Builder | None = N
     device = choose_device(config.device)
     seed_all(config.seed)  # the student comes first: plain and distilled runs of one seed start from the same weights
     student = _detector(config, config.model, classes, device, adapter)
-    teacher = gid = None
+    teacher = criterion = None
     if config.distill is not None:
         assert config.teacher is not None  # the schema has seen to it
         teacher = _detector(config, config.teacher, classes, device, adapter).eval().requires_grad_(False)
-        gid = _criterion(config, student, teacher).to(device)
+        criterion = _criterion(config, student, teacher).to(device)
     if config.train.compile:
         _compile(student, teacher)
-    parameters = optim.trainable(student, gid)
+    parameters = optim.trainable(student, criterion)
     autocast, scaler = optim.precision(config.train.amp, device)
     optimizer = optim.build_optimizer(config.train, parameters)
-    return Run(student.train(), teacher, gid, parameters, optimizer, autocast, scaler)
+    return Run(student.train(), teacher, criterion, parameters, optimizer, autocast, scaler)
 
 
 def build_data(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:

@@ -63,7 +63,7 @@ def train(
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
         if run.teacher is not None and content is None:
             _check_teacher(config, run.teacher, val_set, log)
-        balance = checks.Balance(run.gid.loss_names if run.gid is not None and progress.step == 0 else ())
+        balance = checks.Balance(run.criterion.loss_names if run.criterion is not None and progress.step == 0 else ())
         batches = _batches(config, run, train_set, log)
         start_random(config, content)
         log.start_clock()
@@ -109,9 +109,9 @@ def compute_losses(
         with torch.no_grad():  # the teacher first: what it needs in passing is free again for the student
             teacher_outputs = run.teacher(images) if run.teacher is not None else None
         outputs = run.student(images, targets)
-        if run.gid is None or teacher_outputs is None or config.distill is None:
+        if run.criterion is None or teacher_outputs is None or config.distill is None:
             return _task_losses(outputs), {}
-        distilled, instances = run.gid(teacher_outputs, outputs, run.student, targets)
+        distilled, instances = run.criterion(teacher_outputs, outputs, run.student, targets)
     losses = _task_losses(outputs)  # now, as the response loss may have joined its way back with theirs
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})

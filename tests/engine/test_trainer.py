@@ -180,7 +180,7 @@ def test_the_teacher_is_left_alone(data: Path, teacher: Path, tmp_path: Path) ->
     config = distilled_config(data, tmp_path, teacher)
     train_set, _ = build_data(config.data)
     run = build_run(config, train_set.classes)
-    assert run.teacher is not None and run.gid is not None
+    assert run.teacher is not None and run.criterion is not None
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
     before = {key: value.clone() for key, value in run.teacher.state_dict().items()}
     losses, _ = compute_losses(config, run, *trainer.to_device(config, run, batch))
@@ -189,7 +189,7 @@ def test_the_teacher_is_left_alone(data: Path, teacher: Path, tmp_path: Path) ->
     assert not run.teacher.training and all(p.grad is None for p in run.teacher.parameters())
     assert all(torch.equal(before[key], value) for key, value in run.teacher.state_dict().items())
     trained = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    assert {id(p) for p in run.gid.parameters()} <= trained
+    assert {id(p) for p in run.criterion.parameters()} <= trained
     assert not {id(p) for p in run.teacher.parameters()} & trained
 
 
