@@ -11,6 +11,14 @@ class UserError(ValueError):
     """A mistake outside the code, told in one sentence: what is wrong, where, and what to do."""
 
 
+def reason(error: Exception) -> str:
+    """What a library says went wrong, fit to stand within a sentence: its first line, not its pages of advice."""
+    if "Weights only load failed" in str(error):  # torch goes on to advise loading it as code
+        return "it holds no plain tensors alone"
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
     """Around a script's work: a UserError, or what the file system refuses, prints `error: ...` and exits with 2.

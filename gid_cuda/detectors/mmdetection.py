@@ -89,7 +89,8 @@ def _class_names(file: MMDetectionFile, detector: str, given: Sequence[str] | No
             f"give --classes FILE with {count} names, one a line, in order"
         )
     if double := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"the class names of {file.path} have {listed(double)} more than once: give --classes FILE")
+        where = "the file of --classes names" if given is not None else f"{file.path} names"
+        raise UserError(f"{where} the class {listed(double)} more than once: give --classes FILE with each class once")
     return names
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gid_cuda.errors import UserError
+from gid_cuda.errors import UserError, reason
 
 _COUNTER = ".num_batches_tracked"
 
@@ -62,9 +62,9 @@ def _load(path: Path) -> Any:
                 f"keep what is needed, where mmdetection is installed, by c = torch.load(..., weights_only=False); "
                 f"torch.save({{k: c[k] for k in ('meta', 'state_dict')}}, 'small.pth'), and convert small.pth"
             ) from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"{path} cannot be read as a PyTorch file ({reason}): it may be truncated or of another kind; copy it again"
+            f"{path} cannot be read as a PyTorch file ({reason(error)}): it may be truncated or of another kind; "
+            "copy it again"
         ) from None
 
 

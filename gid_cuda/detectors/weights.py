@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from gid_cuda.detectors.outputs import Detector
-from gid_cuda.errors import UserError
+from gid_cuda.errors import UserError, reason
 
 if TYPE_CHECKING:
     from gid_cuda.config import InputConfig, ModelConfig
@@ -193,11 +193,6 @@ def load_state(detector: Detector, state: State, what: Path | str) -> None:
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
     return section if isinstance(section, Mapping) else {}
-
-
-def reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

@@ -20,7 +20,7 @@ from gid_cuda.config import Config, config_from_dict
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
-from gid_cuda.errors import UserError
+from gid_cuda.errors import UserError, reason
 
 FORMAT = 1
 
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         kept = "the checkpoint that was there is intact" if path.exists() else "nothing was written"
-        raise UserError(f"checkpoint {path} could not be written ({_reason(error)}); {kept}") from None
+        raise UserError(f"checkpoint {path} could not be written ({reason(error)}); {kept}") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -52,11 +52,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what torch says, which can be pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -71,7 +66,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is damaged or not its own
         raise UserError(
-            f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({_reason(error)})"
+            f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({reason(error)})"
         ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of gid_cuda (format {FORMAT}): scripts/train.py did not write it")
@@ -89,7 +84,7 @@ def load_detector(path: str | Path, adapter: Builder | None = None) -> tuple[Det
     try:
         detector.load_state_dict(content["model"])
     except RuntimeError as error:
-        raise UserError(f"{path}: its weights do not fit its own config ({_reason(error)})") from None
+        raise UserError(f"{path}: its weights do not fit its own config ({reason(error)})") from None
     return detector.eval(), config, content["classes"]
 
 

@@ -116,6 +116,7 @@ def finite_values(
 
 def _not_finite(what: str, step: int, ids: list[int]) -> str:
     return (
-        f"{what} at step {step} on the images with ids {', '.join(map(str, ids))}; the last checkpoint is untouched: "
-        "lower train.lr or set train.clip_grad_norm, then continue it with --resume"
+        f"{what} at step {step} on the images with ids {', '.join(map(str, ids))}; no weight and no checkpoint was "
+        "changed: lower train.lr or set train.clip_grad_norm; --resume goes on from the last checkpoint, if there is "
+        "one"
     )

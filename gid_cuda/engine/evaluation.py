@@ -171,9 +171,8 @@ def _summary(run: COCOeval, names: dict[int, str], use_classes: bool) -> Metrics
     for area, suffix in enumerate(_AREAS):
         metrics[f"AR{suffix}"] = _mean(recall[..., area])
     if use_classes:
-        metrics["per_class"] = {
-            names[category]: _mean(precision[:, :, k, 0]) for k, category in enumerate(run.params.catIds)
-        }
+        place = {category: k for k, category in enumerate(run.params.catIds)}  # sorted by id; names go by label
+        metrics["per_class"] = {name: _mean(precision[:, :, place[category], 0]) for category, name in names.items()}
     return metrics
 
 

@@ -82,7 +82,7 @@ def build_run(config: Config, classes: list[str], *, adapter: Builder | None = N
     teacher = criterion = None
     if config.distill is not None:
         assert config.teacher is not None  # the schema has seen to it
-        teacher = _detector(config, config.teacher, classes, device, adapter).eval().requires_grad_(False)
+        teacher = _teacher(config, config.teacher, classes, device, adapter)
         criterion = _criterion(config, student, teacher).to(device)
     if config.train.compile:
         _compile(student, teacher)
@@ -186,6 +186,15 @@ def _detector(
         adapter=adapter,
     ).to(device)
     return detector.to(memory_format=torch.channels_last) if config.train.channels_last else detector
+
+
+def _teacher(
+    config: Config, model: ModelConfig, classes: list[str], device: torch.device, adapter: Builder | None
+) -> Detector:
+    try:
+        return _detector(config, model, classes, device, adapter).eval().requires_grad_(False)
+    except UserError as error:  # told as of a model, whose keys are the same
+        raise UserError(f"teacher: {error}") from None
 
 
 def _compile(*detectors: Detector | None) -> None:

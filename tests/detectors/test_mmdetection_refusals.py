@@ -179,7 +179,7 @@ def test_tensors_that_do_not_fit_are_named(
     (None, "names no classes: give --classes FILE with its 3 names"),
     ("one", "a head of 3 classes, and 1 names are given (one)"),
     (["a", "b", "c", "d"], "a head of 3 classes, and 4 names are given (a, b, c, d)"),
-    (["a", "b", "a"], "have a more than once"),
+    (["a", "b", "a"], "names the class a more than once"),
 ])  # fmt: skip
 def test_class_names_must_fit_the_head(
     tmp_path: Path, retinanet: dict[str, Tensor], classes: object, expected: str
