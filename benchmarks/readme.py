@@ -26,6 +26,12 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 ROLES = ("pytorch", "compile", "instead")
+PATTERNS = {
+    "demo-seeds": "demo_seeds.json",
+    "experiments": "experiment_*.json",
+    "speed-cpu": "cpu.json",
+    "speed-gpu": "gpu*.json",
+}
 SIZES = ("B", "R", "C", "K", "k", "N")  # those that differ between users
 
 
@@ -55,6 +61,34 @@ def demo_seeds(results: dict) -> str:
         "Made again by `python benchmarks/demo_seeds.py`.",
     ]
     return "\n".join(lines)
+
+
+def experiment(results: dict[str, Any]) -> str:
+    """A row a method: AP and AP50, the gain in AP over the baseline, and what the paper has for that row."""
+    head = ("seeds", "AP", "AP50", "gain in AP", "the paper's AP, gain")
+    lines = [f"| {results['title']} | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
+    for row in results["rows"]:
+        ap, ap50 = (_spread(row["values"].get(metric)) for metric in ("AP", "AP50"))
+        gain = _spread(row["differences"].get("AP"), "+")
+        paper = f"{row['paper']['AP']:.1f}" if "AP" in row["paper"] else ""
+        if "AP" in row["paper_differences"]:
+            paper += f", {row['paper_differences']['AP']:+.1f}"
+        lines.append(f"| {row['name']} | {row['done']} | {ap} | {ap50} | {gain} | {paper} |")
+    machine = results["machine"]
+    lines += [
+        "",
+        f"Mean ± standard deviation over the seeds; gains are paired by seed; the paper's numbers are of COCO. "
+        f"{machine['CPU']}, GPU {machine['GPU']}, torch {machine['torch']}, commit {machine['git commit']}, "
+        f"{results['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(value: dict[str, Any] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    deviation = "" if value["deviation"] is None else f" ± {value['deviation']:.1f}"
+    return f"{value['mean']:{sign}.1f}{deviation}"
 
 
 def speed(path: Path, results: dict[str, Any]) -> str:
@@ -123,7 +157,7 @@ def picture(path: Path) -> Path:
 
 def files_of(name: str) -> list[Path]:
     """The result files behind a table, whichever there are; of GPUs there may be several."""
-    pattern = {"demo-seeds": "demo_seeds.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"}[name]
+    pattern = PATTERNS[name]
     return [path for path in sorted(RESULTS.glob(pattern)) if not path.stem.endswith(("-step", "-compiled"))]
 
 
@@ -141,16 +175,18 @@ def table(name: str) -> str:
     parts = []
     for path in files_of(name):
         results = read(path)
-        parts.append(demo_seeds(results) if name == "demo-seeds" else speed(path, results))
+        if name == "demo-seeds":
+            parts.append(demo_seeds(results))
+        else:
+            parts.append(experiment(results) if name == "experiments" else speed(path, results))
     return "\n\n".join(parts)
 
 
-NAMES = ("demo-seeds", "speed-cpu", "speed-gpu")
 
 
 def render(text: str) -> str:
     """README's text with every table made anew."""
-    for name in NAMES:
+    for name in PATTERNS:
         marker = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not marker.search(text):
             sys.exit(f"error: README.md has no place for the table: add <!-- {name} --> and <!-- /{name} -->")

@@ -5,7 +5,8 @@
     python scripts/experiment.py --cfg configs/experiments/coco.yaml --devices 0,1,2,3
 
 What is done is kept, so it may be stopped and started again at any moment. The experiment's output holds table.txt,
-table.csv, runs.csv and report.html, written anew after every run. Exit status 1: a run failed, or is of another config.
+table.csv, runs.csv, results.json and report.html, written anew after every run. Exit status 1: a run failed, or is of
+another config.
 """
 
 from __future__ import annotations

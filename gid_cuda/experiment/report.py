@@ -1,4 +1,4 @@
-"""Writes what an experiment has come to so far: table.txt, table.csv, runs.csv, report.html in its folder."""
+"""Writes what an experiment has come to so far into its folder: tables as text, CSV and JSON, and report.html."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError
 from gid_cuda.experiment import pictures as drawing
 from gid_cuda.experiment.csv_files import runs_csv, table_csv
+from gid_cuda.experiment.json_file import results_json
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.page import Pictures, page
 from gid_cuda.experiment.state import State, current_states, read_metrics
@@ -32,8 +33,9 @@ def write_report(
     write_text(experiment.output / "table.txt", text)
     write_text(experiment.output / "table.csv", table_csv(lines))
     write_text(experiment.output / "runs.csv", runs_csv(experiment, results))
-    images = _draw(experiment, set(results), adapter) if draw else {}
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    write_text(experiment.output / "results.json", results_json(experiment, lines, now))
+    images = _draw(experiment, set(results), adapter) if draw else {}
     write_text(experiment.output / "report.html", page(experiment, known, results, lines, images, now=now))
     return text
 

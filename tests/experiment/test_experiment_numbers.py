@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 
 import pytest
 from experiment_helpers import Workshop
 
+from benchmarks import readme
 from gid_cuda.experiment.csv_files import TABLE_COLUMNS, read_runs_csv, runs_csv, table_csv
+from gid_cuda.experiment.json_file import results_json
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.schema import METRICS
 from gid_cuda.experiment.table import Spread, one_decimal, show, spread, table_lines, table_text
@@ -95,3 +98,14 @@ def test_the_table_as_csv(experiment: Experiment) -> None:
     assert float(gid["difference_deviation"]) == pytest.approx(math.sqrt(3))
     assert float(gid["paper_difference"]) == pytest.approx(2.9)
     assert by_row["teacher", "AP"]["difference"] == "" and ("GID", "APl") not in by_row
+
+
+def test_readmes_table_is_made_from_the_json(experiment: Experiment) -> None:
+    content = json.loads(results_json(experiment, table_lines(experiment, RESULTS), "2026-01-02 03:04 UTC"))
+    assert content["machine"]["torch"] and content["baseline"] == "plain"
+    head, _, teacher, plain, gid, _, made_with = readme.experiment(content).splitlines()
+    assert head.startswith(f"| {experiment.title} | seeds | AP |")
+    assert teacher == "| teacher | 1 | 30.0 |  |  | 38.1 |"
+    assert plain == "| plain | 3 | 12.0 ± 2.0 | 25.0 ± 7.1 |  | 36.2 |"
+    assert gid == "| GID | 3 | 16.0 ± 2.6 | 28.3 ± 3.2 | +4.0 ± 1.7 | 39.1, +2.9 |"
+    assert content["machine"]["git commit"] in made_with and "2026-01-02 03:04 UTC" in made_with
