@@ -74,12 +74,14 @@ def experiment(results: dict[str, Any]) -> str:
         if "AP" in row["paper_differences"]:
             paper += f", {row['paper_differences']['AP']:+.1f}"
         lines.append(f"| {row['name']} | {row['done']} | {ap} | {ap50} | {gain} | {paper} |")
-    machine = results["machine"]
+    made_with = "; ".join(
+        f"{machine['CPU']}, GPU {machine['GPU']}, torch {machine['torch']}, commit {machine['git commit']}"
+        for machine in results["machines"]
+    )
     lines += [
         "",
-        f"Mean ± standard deviation over the seeds; gains are paired by seed; the paper's numbers are of COCO. "
-        f"{machine['CPU']}, GPU {machine['GPU']}, torch {machine['torch']}, commit {machine['git commit']}, "
-        f"{results['date']}.",
+        "Mean ± standard deviation over the seeds; gains are paired by seed; the paper's numbers are of COCO. "
+        f"{made_with}, {results['date']}.",
     ]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from gid_cuda.config import config_to_dict
 from gid_cuda.experiment.matrix import TEACHER, Experiment
 from gid_cuda.experiment.page_style import STYLE
 from gid_cuda.experiment.page_tables import duration, numbers_table, runs_table, settings_table
-from gid_cuda.experiment.state import State, read_note
+from gid_cuda.experiment.state import State, machines_of
 from gid_cuda.experiment.table import Line, Results
 
 Pictures = Mapping[tuple[str, str], Path | str]
@@ -117,9 +117,7 @@ def _settings(experiment: Experiment) -> str:
 
 
 def _machines(experiment: Experiment) -> str:
-    found: list[dict[str, str]] = []
-    for run in experiment.runs:
-        found += [machine for machine in read_note(run).get("machines", []) if machine not in found]
+    found = machines_of(experiment)
     if not found:
         return ""
     rows = "".join(

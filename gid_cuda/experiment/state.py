@@ -100,6 +100,14 @@ def read_note(run: PlannedRun) -> dict[str, Any]:
     return _read_json(run.folder / NOTE) or {}
 
 
+def machines_of(experiment: Experiment) -> list[dict[str, str]]:
+    """What the runs were made with, as `describe_machine` had it when each began; each kind once."""
+    found: list[dict[str, str]] = []
+    for run in experiment.runs:
+        found += [machine for machine in read_note(run).get("machines", []) if machine not in found]
+    return found
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from gid_cuda.experiment.csv_files import TABLE_COLUMNS, read_runs_csv, runs_csv
 from gid_cuda.experiment.json_file import results_json
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.schema import METRICS
+from gid_cuda.experiment.state import NOTE
 from gid_cuda.experiment.table import Spread, one_decimal, show, spread, table_lines, table_text
 
 
@@ -101,11 +102,15 @@ def test_the_table_as_csv(experiment: Experiment) -> None:
 
 
 def test_readmes_table_is_made_from_the_json(experiment: Experiment) -> None:
+    for run, commit in zip(experiment.runs, "aabbbbb", strict=True):
+        run.folder.mkdir(parents=True)
+        machine = {"CPU": "C", "GPU": "none", "torch": "2", "git commit": commit}
+        (run.folder / NOTE).write_text(json.dumps({"machines": [machine]}))
     content = json.loads(results_json(experiment, table_lines(experiment, RESULTS), "2026-01-02 03:04 UTC"))
-    assert content["machine"]["torch"] and content["baseline"] == "plain"
+    assert content["baseline"] == "plain"
     head, _, teacher, plain, gid, _, made_with = readme.experiment(content).splitlines()
     assert head.startswith(f"| {experiment.title} | seeds | AP |")
     assert teacher == "| teacher | 1 | 30.0 |  |  | 38.1 |"
     assert plain == "| plain | 3 | 12.0 ± 2.0 | 25.0 ± 7.1 |  | 36.2 |"
     assert gid == "| GID | 3 | 16.0 ± 2.6 | 28.3 ± 3.2 | +4.0 ± 1.7 | 39.1, +2.9 |"
-    assert content["machine"]["git commit"] in made_with and "2026-01-02 03:04 UTC" in made_with
+    assert "commit a; C, GPU none, torch 2, commit b, 2026-01-02 03:04 UTC" in made_with
