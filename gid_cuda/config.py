@@ -246,6 +246,13 @@ class TrainConfig(Section):
         return self
 
 
+# Of the package's detectors; the methods' classes say it by family, an adapter's detector is asked when it is built.
+_METHOD_IS_FOR = {
+    "fine_grained": ("detectors with anchors", ("retinanet", "faster_rcnn")),
+    "mimicking": ("detectors with a region proposal network", ("faster_rcnn",)),
+}
+
+
 class Config(Section):
     output: HomePath  # the run's folder
     seed: Seed = 0
@@ -267,6 +274,17 @@ class Config(Section):
                         f"distill.{key} is for the package's detectors, and model.detector is own: its adapter's "
                         "response_losses decides, with model.options where it needs any; leave the key out"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits_the_detector(self) -> Config:
+        if self.distill is not None and self.model.detector != "own" and self.distill.method in _METHOD_IS_FOR:
+            what, detectors = _METHOD_IS_FOR[self.distill.method]
+            if self.model.detector not in detectors:
+                raise ValueError(
+                    f"distill.method {self.distill.method} is for {what} ({', '.join(detectors)}), and model.detector "
+                    f"is {self.model.detector}, so the paper's tables have no such pair: use method gid or fitnet"
+                )
         return self
 
     @model_validator(mode="after")

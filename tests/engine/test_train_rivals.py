@@ -92,10 +92,7 @@ def test_warmup_of_a_rival(data: Path, teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (
-            ["distill.method=mimicking"],
-            "distill: Mimicking is for .*RetinaNet is anchor-based.*use method gid or fitnet",
-        ),
+        (["distill.method=mimicking"], "mimicking is for .* model.detector is retinanet.*use method gid or fitnet"),
         (["distill.method=fitnet", "distill.fitnet.adapt=none"], "distill: FitNet: adapt='none' needs equal channels"),
     ],
 )
@@ -105,15 +102,6 @@ def test_what_does_not_fit_is_told_before_training(
     with pytest.raises(UserError, match=message):
         train(distilled_config(data, tmp_path / "run", teacher, *more))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_fine_grained_is_not_for_points(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
-    more = [*of("fcos", "model"), *of("fcos", "teacher"), "distill.method=fine_grained"]
-    with pytest.raises(
-        UserError, match="distill: FineGrained is for detectors with anchors alone, and FCOS is anchor-f"
-    ):
-        train(distilled_config(data, tmp_path / "run", teachers["fcos"], *more))
 
 
 KINDS = ["positive", "semi-positive", "negative"]
