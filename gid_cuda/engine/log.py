@@ -12,6 +12,8 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from gid_cuda.files import write_text
+
 
 class RunLog:
     """Open for one run; what an earlier, resumed run has logged after `start_step` is dropped, as it is done again."""
@@ -94,7 +96,7 @@ class RunLog:
         for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                    kept.append(line.rstrip("\n") + "\n")  # of the last line, it may be what was not written any more
             except ValueError:  # the line that was being written when the process was killed
                 continue
-        self._path.write_text("".join(kept), encoding="utf-8")
+        write_text(self._path, "".join(kept))

@@ -96,3 +96,11 @@ def test_bar_on_a_terminal_lines_elsewhere(terminal: bool, tmp_path: Path, capsy
     said = capsys.readouterr()
     assert ("step 1/2" in said.out) is not terminal
     assert ("1/2" in said.err) is terminal
+
+
+def test_a_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    """Killed, or out of room, between an entry and its line break."""
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "loss": 2.0}')
+    with RunLog(tmp_path, start_step=1, steps=2, every=1) as log:
+        log.train(2, {"loss": 1.0}, lr=0.1, images=8)
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
