@@ -108,7 +108,7 @@ def merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, source: s
                 into[key] = {}
             merge(into[key], value, origins, source, (*path, key))
         elif value != {} or not isinstance(into.get(key), dict):  # `distill: {}` switches on, and clears nothing
-            into[key] = value
+            into[key] = {} if value == {} else value  # its own: what is merged later stays out of `new`
 
 
 def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None:

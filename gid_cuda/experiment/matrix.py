@@ -102,6 +102,8 @@ def load_experiment(path: Path) -> Experiment:
         raise UserError(f"{path}: seeds names {_twice(matrix.seeds)} twice: name each once")
     for row in rows:
         _check_detectors(path, row, names)
+    if matrix.teacher is not None and matrix.teacher.paper is not None and len(names) > 1:
+        raise UserError(f"{path}: teacher.paper would stand for every detector: give each its own teacher with it")
     runs = tuple(
         run
         for name, detector in zip(names, detectors, strict=True)
@@ -128,6 +130,8 @@ def _runs(
             teacher_key = key
             yield PlannedRun(key, name, TEACHER, teacher.seed, teacher)
     student = detector.student or matrix.student
+    for where, changes in (*common, ("student", student.set), *((f"row {row.name}", row.set) for row in rows)):
+        _check_settings(path, where, changes, has_teacher=part is not None, for_all=(where, changes) in common)
     for seed, row in itertools.product(matrix.seeds, rows):
         if row.only is not None and name not in row.only:
             continue
@@ -158,6 +162,18 @@ def _config(
     if teacher is not None or not distills:  # a plain run names no teacher: it does not change with one
         raw["teacher"] = teacher if distills else None
     return config_from_dict(raw, name=f"{path}, {settings[-1][0]}", origins=origins)
+
+
+def _check_settings(path: Path, where: str, changes: Settings, *, has_teacher: bool, for_all: bool) -> None:
+    """UserError for what the experiment itself decides: it would be without effect. for_all: a teacher has it, too."""
+    sections = {key.partition(".")[0] for key in changes}
+    if "seed" in sections and not for_all:
+        raise UserError(f"{path}, {where}: sets seed, which is without effect: name the seeds once, as seeds: [0, 1]")
+    if "teacher" in sections and has_teacher:
+        raise UserError(
+            f"{path}, {where}: sets teacher, which is without effect as the experiment has a teacher of its own: set "
+            "it there (its keys are those of the config that trains it), or leave that out"
+        )
 
 
 def _nested(key: str, value: Any, where: str) -> dict[str, Any]:

@@ -143,3 +143,47 @@ def test_the_papers_numbers_are_those_of_its_text() -> None:
         assert ours is not None and plain is not None
         made = [a - b for a, b in zip(ours.model_dump().values(), plain.model_dump().values(), strict=True)]
         assert made == pytest.approx(printed, abs=0.051)
+
+
+def test_settings_of_one_row_do_not_leak_into_the_next(workshop: Workshop) -> None:
+    experiment = workshop.experiment(
+        student={"config": "student.yaml", "set": {"distill": {}}},
+        rows=[{"name": "FitNet", "set": {"distill.method": "fitnet"}}, {"name": "K", "set": {"distill.top_k": 5}}],
+    )
+    *_, fitnet, k = (run.config.distill for run in experiment.runs)
+    assert fitnet is not None and k is not None and (fitnet.method, k.method) == ("fitnet", "gid")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": [{"name": "a", "set": {"seed": 3}}]}, "row a: sets seed, which is without effect"),
+        ({"rows": [{"name": "a", "sweep": {"seed": [3, 4]}}]}, "row a, seed 3: sets seed, which is without effect"),
+        (
+            {"rows": [{"name": "a", "set": {"distill.method": "gid", "teacher.backbone": "resnet101"}}]},
+            "row a: sets teacher, which is without effect",
+        ),
+        (
+            {
+                "detectors": [{"name": "A"}, {"name": "B", "set": {"model.detector": "fcos"}}],
+                "teacher": {"config": "teacher.yaml", "paper": {"AP": 38.1}},
+            },
+            "teacher.paper would stand for every detector",
+        ),
+        (
+            {"rows": [{"name": "a", "set": {"model.detector": "fcos", "distill.method": "fine_grained"}}]},
+            "distill.method fine_grained is for detectors with anchors .* model.detector is fcos",
+        ),
+    ],
+)
+def test_what_would_be_without_effect_or_fail_at_last_is_refused(
+    workshop: Workshop, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        workshop.experiment(**changes)
+
+
+def test_a_teacher_may_be_set_where_the_experiment_has_none(workshop: Workshop) -> None:
+    rows = [{"name": "GID", "set": {"distill.method": "gid", "teacher.weights": "coco"}}]
+    (gid,) = workshop.experiment(teacher=None, rows=rows).runs
+    assert gid.config.teacher is not None and gid.config.teacher.weights == "coco"
