@@ -59,8 +59,9 @@ def _without_stopping(report: object, states: States) -> None:
     assert callable(report)
     try:
         report(states)
-    except (UserError, OSError) as error:
-        print(f"warning: tables and page could not be written: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # whatever it is: days of training are not to end by it
+        what = f"{type(error).__name__}: {error}"
+        print(f"warning: tables and page could not be written: {what}", file=sys.stderr, flush=True)
 
 
 def device_slots(devices: str | None, jobs: int | None) -> list[str | None]:
@@ -85,6 +86,7 @@ def plan_text(experiment: Experiment, *, redo: bool) -> str:
             "unfinished": "to be continued",
             "done": "done",
             "changed": f"{'to be trained anew' if redo else 'of another config'}: {state.reason}",
+            "blocked": "to be trained anew, after its teacher" if redo else state.reason,
         }[state.kind]
         lines.append(f"{planned.title:<{width}}  {doing}")
     return "\n".join(lines)

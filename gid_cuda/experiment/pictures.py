@@ -22,7 +22,8 @@ def draw_curves(experiment: Experiment, detector: str, done: set[str]) -> Path |
     path = _folder(experiment, detector) / "curves.png"
     sources = [run.folder / "log.jsonl" for run in runs]
     names = [f"{run.row}, seed {run.seed}" for run in runs]
-    key = "\n".join(f"{run.key} {source.stat().st_mtime_ns}" for run, source in zip(runs, sources, strict=True))
+    parts = zip(runs, names, sources, strict=True)
+    key = "\n".join(f"{run.key} {name} {source.stat().st_mtime_ns}" for run, name, source in parts)
     return _unless_there(path, key, lambda: _save_curves(runs, names, path))
 
 

@@ -21,6 +21,7 @@ from gid_cuda.experiment.matrix import PlannedRun
 from gid_cuda.experiment.state import LOCK, LOG
 
 PATIENCE = 10.0  # seconds that a stopped process has to end by itself
+START = "--- "  # before the command of each start, in the run's log
 _TAIL = 8192  # bytes of a log's end in which its last sentence is looked for
 
 
@@ -56,7 +57,7 @@ def lock_holder(folder: Path) -> str:
 def begin(run: PlannedRun, command: Sequence[str], lock: IO[str], *, slot: int, environment: dict[str, str]) -> Active:
     """Starts the command in a group of its own, its output at the end of the run's log; hands the lock over to it."""
     with lock, open(run.folder / LOG, "ab") as log:
-        log.write(f"--- {' '.join(command)}\n".encode())
+        log.write(f"{START}{' '.join(command)}\n".encode())
         log.flush()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -96,12 +97,13 @@ def how_it_failed(active: Active) -> str:
 
 
 def last_sentence(log: Path) -> str:
-    """The last line that says anything; of a traceback that is the exception."""
+    """The last line of the latest start that says anything; of a traceback that is the exception."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return "it left no log"
-    said = [line.strip() for line in lines if line.strip() and not line.startswith("--- ")]
+    begun = max((i for i, line in enumerate(lines) if line.startswith(START)), default=-1)
+    said = [line.strip() for line in lines[begun + 1 :] if line.strip()]
     return said[-1] if said else "it said nothing"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gid_cuda.detectors.own import Builder
-from gid_cuda.errors import UserError
+from gid_cuda.errors import UserError, reason
 from gid_cuda.experiment import pictures as drawing
 from gid_cuda.experiment.csv_files import runs_csv, table_csv
 from gid_cuda.experiment.json_file import results_json
@@ -56,8 +56,11 @@ def _draw(experiment: Experiment, done: set[str], adapter: Builder | None) -> Pi
                     picture = drawing.draw_row(experiment, detector, row, done, adapter)
                 else:
                     picture = drawing.draw_curves(experiment, detector, done)
-            except (UserError, OSError) as error:
+            except UserError as error:
                 found[detector, row] = str(error)
+                continue
+            except Exception as error:  # a user's adapter may raise anything
+                found[detector, row] = f"{type(error).__name__}: {reason(error)}"
                 continue
             if picture is not None:
                 found[detector, row] = picture

@@ -22,7 +22,17 @@ from gid_cuda.experiment import process
 from gid_cuda.experiment.machine import describe_machine
 from gid_cuda.experiment.matrix import Experiment, PlannedRun
 from gid_cuda.experiment.process import Active
-from gid_cuda.experiment.state import CONFIG, NOTE, State, fingerprint, read_metrics, read_note, state_of
+from gid_cuda.experiment.state import (
+    CONFIG,
+    NOTE,
+    State,
+    blocked,
+    fingerprint,
+    forget,
+    read_metrics,
+    read_note,
+    state_of,
+)
 from gid_cuda.files import write_text
 
 POLL = 0.2  # seconds between two looks at the processes
@@ -67,6 +77,8 @@ class Runner:
                         time.sleep(POLL)
             finally:
                 process.stop(self._active)
+                for active in self._active:
+                    self._add_to_note(active.run, seconds=time.monotonic() - active.began)
                 self._active.clear()
         self._finished(self.states)
         return self.states
@@ -77,7 +89,7 @@ class Runner:
         for active in ended:
             self._active.remove(active)
             self._add_to_note(active.run, seconds=time.monotonic() - active.began)
-            state = state_of(active.run, self._teacher(active.run))
+            state = state_of(active.run)
             if active.process.returncode != 0:
                 state = State("failed", process.how_it_failed(active))
             elif state.kind != "done":
@@ -98,9 +110,9 @@ class Runner:
             if teacher is None:
                 continue  # it comes first
             if teacher.kind != "done":
-                self._settle(run, State("blocked", f"its teacher {self._runs[run.teacher or ''].title} is not done"))
+                self._settle(run, blocked(self._runs[run.teacher or ""].title))
                 return True
-            state = state_of(run, self._teacher(run))
+            state = state_of(run)
             if state.kind == "done" or state.kind == "changed" and not self._redo:
                 self._settle(run, state)
                 return True
@@ -115,17 +127,18 @@ class Runner:
                 self._say(f"{run.title}: process {process.lock_holder(run.folder)} trains it already: waiting for it")
                 self._waiting.add(run.key)
             return False
-        state = state_of(run, self._teacher(run))  # whoever held the lock may have finished it
+        state = state_of(run)  # whoever held the lock may have finished it
         if state.kind == "done" or state.kind == "changed" and not self._redo:
             lock.close()
             return False
         write_text(run.folder / CONFIG, yaml.safe_dump(config_to_dict(run.config), sort_keys=False))
-        teacher = self._teacher(run)
+        if state.kind == "changed":
+            forget(run)  # before the note speaks of the new teacher: killed now, the old numbers would pass for its own
         note = read_note(run) if state.kind == "unfinished" else {}
         note["machines"] = _with(note.get("machines", []), describe_machine())
-        note["teacher"] = fingerprint(teacher) if teacher else None
+        note["teacher"] = fingerprint(run) or note.get("teacher")
         write_text(run.folder / NOTE, json.dumps(note, indent=1) + "\n")
-        way = "--overwrite" if state.kind == "changed" else "--resume"
+        way = "--resume" if state.kind == "unfinished" else "--overwrite"  # no config.yaml: nobody knows whose last.pt
         command = [*self._command, "--cfg", str(run.folder / CONFIG), way]
         self._active.append(process.begin(run, command, lock, slot=slot, environment=self._environment(slot)))
         device = f" on GPU {self._devices[slot]}" if self._devices[slot] is not None else ""
@@ -150,9 +163,6 @@ class Runner:
         else:
             self._say(f"{place}: {state.kind}, {state.reason}")
 
-    def _teacher(self, run: PlannedRun) -> PlannedRun | None:
-        return self._runs[run.teacher] if run.teacher else None
-
     def _add_to_note(self, run: PlannedRun, *, seconds: float) -> None:
         note = read_note(run)
         note["seconds"] = [*note.get("seconds", []), round(seconds, 1)]
@@ -174,12 +184,13 @@ def _percent(value: float | None) -> str:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP (a closed terminal) end as Ctrl-C does."""
+    """SIGTERM and SIGHUP (a closed terminal) end as Ctrl-C does; what `nohup` has switched off stays off."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from gid_cuda.experiment.matrix import Experiment, PlannedRun
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
-Kind = Literal["missing", "unfinished", "running", "done", "changed", "failed", "blocked"]
+Kind = Literal["missing", "unfinished", "done", "changed", "failed", "blocked"]
 
 # Where a run stands and what it runs on decides nothing that its numbers say.
 _MAY_DIFFER = ("output", "device", "data.workers", "train.log_every", "train.checkpoint_every")
@@ -38,23 +38,33 @@ class State:
     reason: str = ""  # changed, failed, blocked: why
 
 
-def state_of(run: PlannedRun, teacher: PlannedRun | None = None) -> State:
-    """teacher: the run that trained this one's teacher. Reads files, writes none."""
+def state_of(run: PlannedRun) -> State:
+    """Reads files, writes none."""
     if not (run.folder / "config.yaml").is_file():
         return State("missing")
     differences = config_differences(run)
     if differences:
         return State("changed", "; ".join(differences))
     before = read_note(run).get("teacher")
-    if teacher is not None and before is not None and fingerprint(teacher) not in (None, before):
-        return State("changed", "its teacher was trained anew since")
+    if before is not None and fingerprint(run) not in (None, before):
+        return State("changed", "its teacher's weights have changed since")
     return State("unfinished" if read_metrics(run) is None else "done")
 
 
 def current_states(experiment: Experiment) -> dict[str, State]:
-    """Of every run, by its key."""
-    runs = {run.key: run for run in experiment.runs}
-    return {run.key: state_of(run, runs[run.teacher] if run.teacher else None) for run in experiment.runs}
+    """Of every run, by its key. Numbers that came from a teacher that is not there as planned count for nothing."""
+    states = {run.key: state_of(run) for run in experiment.runs}
+    titles = {run.key: run.title for run in experiment.runs}
+    for run in experiment.runs:
+        teacher = states[run.teacher].kind if run.teacher else "done"
+        if teacher == "changed" or teacher != "done" and states[run.key].kind == "done":
+            states[run.key] = blocked(titles[run.teacher or ""])
+    return states
+
+
+def blocked(teacher: str) -> State:
+    """teacher: its run's title."""
+    return State("blocked", f"its teacher {teacher} is not done")
 
 
 def config_differences(run: PlannedRun) -> list[str]:
@@ -91,6 +101,11 @@ def _say(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def forget(run: PlannedRun) -> None:
+    """The run in the folder counts no more: it is missing. Its other files go when the next one begins to train."""
+    (run.folder / "config.yaml").unlink(missing_ok=True)
+
+
 def read_metrics(run: PlannedRun) -> dict[str, Any] | None:
     """None where the run has not finished, or its file is damaged: it then finishes once more, from its checkpoint."""
     return _read_json(run.folder / "metrics.json")
@@ -116,9 +131,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def fingerprint(teacher: PlannedRun) -> str | None:
-    """Of the weights that students learn from; None where there are none yet."""
-    path = teacher.folder / "best.pt"
+def fingerprint(run: PlannedRun) -> str | None:
+    """Of the weights that this run learns from; None where there are none yet, or no file of them."""
+    if run.config.distill is None or run.config.teacher is None or run.config.teacher.weights in (None, "coco"):
+        return None
+    path = Path(run.config.teacher.weights or "")
     try:
         status = path.stat()
     except OSError:

@@ -138,3 +138,17 @@ def browse(folder: Path, *arguments: str) -> str:
     run = subprocess.run([BROWSER, *flags, *arguments], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def test_a_picture_that_fails_in_whatever_way_leaves_its_reason(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: object, **__: object) -> None:
+        raise RuntimeError("from <an> adapter")
+
+    experiment = workshop.experiment()
+    Runner(experiment, workshop.command, say=lambda line: None).work()
+    monkeypatch.setattr("gid_cuda.experiment.pictures.draw_instances", draw)
+    write_report(experiment, {})
+    page = (experiment.output / "report.html").read_text(encoding="utf-8")
+    assert "no picture: RuntimeError: from &lt;an&gt; adapter" in page

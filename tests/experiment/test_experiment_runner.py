@@ -9,16 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from experiment_helpers import ROOT, Workshop
 
 from gid_cuda.errors import UserError
-from gid_cuda.experiment.command import device_slots, plan_text
+from gid_cuda.experiment.command import _without_stopping, device_slots, plan_text
 from gid_cuda.experiment.matrix import Experiment
-from gid_cuda.experiment.runner import Runner
-from gid_cuda.experiment.state import LOCK, read_note
+from gid_cuda.experiment.process import last_sentence
+from gid_cuda.experiment.runner import Runner, _signals_interrupt
+from gid_cuda.experiment.state import LOCK, current_states, read_note
 
 
 def work(workshop: Workshop, experiment: Experiment, **options: Any) -> tuple[dict[str, str], list[str]]:
@@ -40,7 +42,7 @@ def test_missing_runs_are_trained_once_in_order(workshop: Workshop) -> None:
     reports: list[int] = []
     states, said = work(workshop, experiment, finished=lambda states: reports.append(len(states)))
     assert set(states.values()) == {"done"} and reports == [1, 2, 3, 3]
-    assert workshop.calls() == ["teacher --resume -", "plain/seed0 --resume -", "gid/seed0 --resume -"]
+    assert workshop.calls() == [f"{key} --overwrite -" for key in ("teacher", "plain/seed0", "gid/seed0")]
     assert said[-1] == "[3/3] GID, seed 0: done, AP 25.0, AP50 50.0"
     note = read_note(experiment.runs[2])
     assert note["machines"][0]["torch"] and len(note["seconds"]) == 1 and note["teacher"]
@@ -127,7 +129,7 @@ def test_each_gpu_has_a_run_of_its_own(workshop: Workshop) -> None:
     watcher.join()
     assert both.is_set() and set(states.values()) == {"done"}
     lines = sorted(workshop.calls())
-    assert lines[:2] == ["plain/seed0 --resume 4", "plain/seed1 --resume 6"] and lines[2].split()[2] in "46"
+    assert lines[:2] == ["plain/seed0 --overwrite 4", "plain/seed1 --overwrite 6"] and lines[2].split()[2] in "46"
     assert "plain, seed 1: begins on GPU 6" in said
 
 
@@ -221,3 +223,81 @@ def test_a_dry_run_writes_nothing(workshop: Workshop) -> None:
     before = sorted(workshop.folder.rglob("*"))
     assert [line.split("  ")[-1] for line in plan_text(experiment, redo=False).splitlines()] == ["to be trained"] * 3
     assert sorted(workshop.folder.rglob("*")) == before
+
+
+def test_killed_before_a_redo_has_begun_old_numbers_do_not_pass_for_new_ones(workshop: Workshop) -> None:
+    """The teacher is another, the config is not: nothing but the fingerprint tells, which must not be ahead of it."""
+    experiment = workshop.experiment()
+    work(workshop, experiment)
+    (workshop.folder / "out/runs/teacher/best.pt").write_bytes(b"anew")
+    trainer = (workshop.folder / "train.py").read_text()
+    (workshop.folder / "train.py").write_text("raise SystemExit('killed while it loads')")
+    assert work(workshop, experiment, redo=True)[0]["gid/seed0"] == "failed"
+    (workshop.folder / "train.py").write_text(trainer)
+    workshop.calls()
+    assert set(work(workshop, experiment)[0].values()) == {"done"}
+    assert workshop.calls() == ["gid/seed0 --overwrite -"]
+
+
+def test_another_teacher_in_the_same_file_is_told(workshop: Workshop) -> None:
+    weights = workshop.folder / "teacher.pt"
+    weights.write_bytes(b"one")
+    experiment = workshop.experiment(teacher={"config": "teacher.yaml", "weights": str(weights)})
+    assert set(work(workshop, experiment)[0].values()) == {"done"}
+    weights.write_bytes(b"another")
+    states, said = work(workshop, experiment)
+    assert states == {"plain/seed0": "done", "gid/seed0": "changed"}
+    assert "its teacher's weights have changed" in said[-1]
+
+
+def test_a_dry_run_and_a_report_block_what_a_run_blocks(workshop: Workshop) -> None:
+    work(workshop, workshop.experiment())
+    longer = workshop.experiment(teacher={"config": "teacher.yaml", "set": {"train.steps": 11}})
+    assert {key: state.kind for key, state in current_states(longer).items()} == work(workshop, longer)[0]
+    assert "GID, seed 0    its teacher teacher is not done" in plan_text(longer, redo=False)
+    assert "to be trained anew, after its teacher" in plan_text(longer, redo=True)
+
+
+def test_the_last_sentence_is_of_the_latest_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("--- train\nerror: of yesterday\n--- train\n\n")
+    assert last_sentence(log) == "it said nothing"
+    log.write_text("--- train\nerror: of yesterday\n--- train\nstep 1\nerror: of today\n")
+    assert last_sentence(log) == "error: of today"
+
+
+def test_what_nohup_has_switched_off_stays_off() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _signals_interrupt():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_page_that_fails_in_whatever_way_stops_no_run(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    def report(states: object) -> None:
+        raise RuntimeError("from an adapter")
+
+    states, _ = work(workshop, workshop.experiment(), finished=lambda states: _without_stopping(report, states))
+    assert set(states.values()) == {"done"}
+    assert "could not be written: RuntimeError: from an adapter" in capsys.readouterr().err
+
+
+def test_the_time_of_a_run_that_was_stopped_counts(workshop: Workshop) -> None:
+    workshop.control(plain_seed0="sleep")
+    experiment = workshop.experiment(rows=[{"name": "plain"}], teacher=None)
+
+    def interrupt() -> None:
+        until(lambda: (workshop.folder / "calls.txt").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        work(workshop, experiment)
+    thread.join()
+    assert len(read_note(experiment.runs[0])["seconds"]) == 1
