@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the result tables of README and docs from the JSON files of benchmarks/results/, between `<!-- NAME -->` marks.
+"""Writes the result tables of README and docs from the files of benchmarks/results/, between `<!-- NAME -->` marks.
 
     python benchmarks/readme.py [--check]         --check: change nothing, exit 1 where a page and the files differ
 
@@ -24,11 +24,10 @@ from benchmarks.report import by_case, seconds_text  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 ROLES = ("pytorch", "compile", "instead")
+EXPERIMENTS = ("methods", "small_images", "table5", "table6", "table7", "unlabeled")
 PAGES = {  # and the files behind each table of theirs
     "README.md": {"methods": "experiment_methods.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"},
-    "docs/experiments.md": {
-        name: f"experiment_{name}.json" for name in ("methods", "small_images", "table5", "table6", "table7", "unlabeled")
-    },
+    "docs/experiments.md": {name: f"experiment_{name}.json" for name in EXPERIMENTS},
 }
 SPEED = ("speed-cpu", "speed-gpu")
 SIZES = ("B", "R", "C", "K", "k", "N")  # those that differ between users
