@@ -12,7 +12,7 @@ import torchvision
 import yaml
 
 from gid_cuda import __version__
-from gid_cuda.config import DataConfig, ModelConfig, SplitConfig, config_to_dict
+from gid_cuda.config import DataConfig, InputConfig, ModelConfig, SplitConfig, config_to_dict
 from gid_cuda.export.student import Model
 from gid_cuda.export.torchvision_code import torchvision_code
 
@@ -46,10 +46,7 @@ def model_card(
         "## Classes",
         "Labels count from 0, in this order: " + ", ".join(f"{i} {name}" for i, name in enumerate(model.classes)) + ".",
         "## Input",
-        f"RGB, values in [0, 1]; resized (bilinear, without smoothing) so that the shorter side has "
-        f"{size.min_size[-1]} pixels and the longer one at most {size.max_size}; minus the mean {list(size.mean)}, divided by "
-        f"{list(size.std)}; padded with 0 at the right and at the bottom to multiples of 32. The models below do all this themselves. EXIF "
-        "orientation was not applied to the training images.",
+        _input(size),
         f"## {weights}",
         _loading(model, weights),
         "## ONNX",
@@ -62,6 +59,15 @@ def model_card(
         "To be filled in by whoever passes this model on: data, teacher and pretrained weights may each bind it.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _input(size: InputConfig) -> str:
+    return (
+        f"RGB, values in [0, 1]; resized (bilinear, not smoothed) so that the shorter side has {size.min_size[-1]} "
+        f"pixels and the longer one at most {size.max_size}; minus the mean {list(size.mean)}, divided by the standard "
+        f"deviation {list(size.std)}; padded with 0 at the right and at the bottom to multiples of 32. The models "
+        "below do all this themselves. EXIF orientation was not applied to the training images."
+    )
 
 
 def _name(model: ModelConfig) -> str:

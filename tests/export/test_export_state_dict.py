@@ -12,6 +12,7 @@ import torch
 from export_helpers import as_tensor, checkpoint, picture, tiny_config
 
 from gid_cuda.export import export
+from gid_cuda.export.check import common
 
 CPU = torch.device("cpu")
 
@@ -53,12 +54,15 @@ def test_torchvision_takes_the_state_dict_and_detects_the_same(
     images = [as_tensor(picture(200, 280)), as_tensor(picture(150, 120, seed=1))]
     with torch.no_grad():
         found = theirs(images)
-    background = 1 if detector == "faster_rcnn" else 0
     for expected, actual in zip(ours.predict(images), found, strict=True):
-        assert len(expected["scores"]) > 3
-        assert torch.equal(actual["labels"] - background, expected["labels"])
-        torch.testing.assert_close(actual["scores"], expected["scores"])
-        torch.testing.assert_close(actual["boxes"], expected["boxes"], atol=1e-3, rtol=1e-5)
+        count = len(expected["scores"])
+        assert count > 3 and len(actual["scores"]) == count
+        actual = {**actual, "labels": actual["labels"] - int(detector == "faster_rcnn")}  # 0 is the background there
+        assert common(_arrays(expected), _arrays(actual)) >= 0.98 * count  # equal scores may come in another order
+
+
+def _arrays(detections: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {key: value.numpy() for key, value in detections.items()}
 
 
 def test_tensors_are_row_by_row_and_share_no_memory(tmp_path: Path) -> None:
