@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from gid_cuda.detectors.outputs import Detector
+from gid_cuda.detectors.fcos import FCOS
+from gid_cuda.detectors.retinanet import RetinaNet
 from gid_cuda.errors import UserError
 from gid_cuda.export import detect
 
 SAME_IOU = 0.99
 SAME_SCORE = 1e-3
 ENOUGH = 0.98  # of the detections: two that are alike but for rounding may come in another order
-_WANTED = 200  # detections an image, so that there is something to compare
+_WANTED = 200  # detections an image, at most
 
 
 @dataclass
@@ -31,27 +32,34 @@ class Agreement:
         return f"{self.same} of {self.found} detections on {self.images} images are those of predict"
 
 
-def check_onnx(detector: Detector, path: Path, images: list[np.ndarray] | None = None) -> Agreement:
-    """Raises UserError where ONNX detects something else than `detector.predict`, on the CPU.
+def check_onnx(detector: RetinaNet | FCOS, path: Path, images: list[np.ndarray] | None = None) -> Agreement:
+    """Raises UserError where ONNX detects something else than `detector.predict`, on the CPU, or there is nothing to
+    compare.
 
-    images: (H, W, 3) uint8; None: made-up ones, both ways up. The score threshold is lowered in both for the check,
-    as far as it takes to have detections at all.
+    images: (H, W, 3) uint8; None: made-up ones, both ways up. Both get a score threshold of which something is left,
+    but less than the most detections of an image, so that nothing hangs on which comes last.
     """
     images = _made_up(detector) if images is None else images
-    owner: Any = getattr(detector, "roi_heads", detector)
-    before = owner.score_thresh
+    detector.cpu()
+    threshold = detector.score_thresh
     agreement = Agreement(len(images), 0, 0)
     try:
         for image in images:
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-            owner.score_thresh = before
-            owner.score_thresh = _threshold(detector, owner, pixels)
-            ours = {key: value.numpy() for key, value in detector.cpu().predict([pixels])[0].items()}
-            theirs = detect.Detector(path, score_threshold=owner.score_thresh)(image)
+            detector.score_thresh = 0.0
+            scores = detector.predict([pixels])[0]["scores"]
+            if len(scores):
+                detector.score_thresh = float(scores[min(_WANTED, len(scores) // 2)]) * (1 - 1e-3)
+            ours = {key: value.numpy() for key, value in detector.predict([pixels])[0].items()}
+            theirs = detect.Detector(path, score_threshold=detector.score_thresh)(image)
             agreement.found += max(len(ours["scores"]), len(theirs["scores"]))
             agreement.same += common(ours, theirs)
     finally:
-        owner.score_thresh = before
+        detector.score_thresh = threshold
+    if not agreement.found:
+        raise UserError(
+            "this detector finds nothing, whatever the threshold, so ONNX cannot be checked: are its weights NaN?"
+        )
     if agreement.same < ENOUGH * agreement.found:
         raise UserError(
             f"the ONNX file detects something else than the checkpoint: {agreement}; nothing was written: please "
@@ -77,16 +85,6 @@ def common(ours: dict[str, Any], theirs: dict[str, Any]) -> int:
     return count
 
 
-def _threshold(detector: Detector, owner: Any, image: torch.Tensor) -> float:
-    """That of the detector, or the lower one above which some 200 detections lie."""
-    before = owner.score_thresh
-    owner.score_thresh = 0.0
-    scores = detector.cpu().predict([image])[0]["scores"]
-    if not len(scores):
-        return before
-    return min(before, float(scores[min(_WANTED, len(scores)) - 1]) * (1 - 1e-3))
-
-
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
@@ -95,7 +93,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(inter / union) if union > 0 else float(np.allclose(a, b, atol=1e-2))
 
 
-def _made_up(detector: Detector) -> list[np.ndarray]:
+def _made_up(detector: RetinaNet | FCOS) -> list[np.ndarray]:
     """Blotches and edges in landscape and portrait format, of other sizes than the network's."""
     generator = torch.Generator().manual_seed(0)
     height, width = detector.transform.min_size[-1], detector.transform.max_size

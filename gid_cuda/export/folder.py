@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from gid_cuda.detectors.fcos import FCOS
 from gid_cuda.detectors.own import Builder
+from gid_cuda.detectors.retinanet import RetinaNet
 from gid_cuda.errors import UserError
 from gid_cuda.export import cost, detect
 from gid_cuda.export.card import model_card
+from gid_cuda.export.check import check_onnx
 from gid_cuda.export.network import check_packages, export_onnx, why_not
 from gid_cuda.export.student import Model, find_checkpoint, load_student, load_teacher, plain_state_dict
 from gid_cuda.files import write_text
@@ -44,7 +47,7 @@ def export(
     adapter: builds a user's own detector. device: where latency is measured, min_run_time seconds a model.
     Raises UserError, and leaves no folder, for any mistake in these and where ONNX does not detect what `predict` does.
     """
-    source = find_checkpoint(source)
+    source, output = find_checkpoint(source), output.resolve()
     _check_output(output, overwrite)
     student = load_student(source, adapter)
     no_onnx = why_not(student.detector) if onnx else "it was left out at the export"
@@ -79,7 +82,8 @@ def export(
 
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()):
-        foreign = sorted(path.name for path in output.iterdir() if path.name not in (WEIGHTS, ONNX, CODE, CARD))
+        ours = (WEIGHTS, ONNX, CODE, CARD, "__pycache__")  # the last from whoever imported CODE
+        foreign = sorted(path.name for path in output.iterdir() if path.name not in ours)
         if foreign:
             raise UserError(f"--output {output} holds {foreign[0]}, which no export wrote: name another folder")
         if not overwrite:
@@ -91,8 +95,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 def _write_onnx(student: Model, folder: Path) -> str:
-    from gid_cuda.export.check import check_onnx
-
+    assert isinstance(student.detector, RetinaNet | FCOS)
     export_onnx(student, folder / ONNX)
     shutil.copyfile(detect.__file__, folder / CODE)
     return str(check_onnx(student.detector, folder / ONNX))
@@ -116,6 +119,11 @@ def _notes(student: Model, teacher: Model | None, device: torch.device) -> list[
     if teacher is not None and not teacher.trained:
         named = student.config.teacher.weights if student.config.teacher else None
         notes.append(f"the teacher's checkpoint {named} is not at hand: measured with untrained weights, AP not known")
-    elif teacher is not None and teacher.config.data.val != student.config.data.val:
-        notes.append("the teacher's AP is of its own validation data, which is not the student's")
+    elif teacher is not None and _validation(teacher) != _validation(student):
+        notes.append("the teacher's AP is of its own run's validation data, which that config names otherwise")
     return notes
+
+
+def _validation(model: Model) -> tuple[object, ...]:
+    data = model.config.data
+    return data.format, data.root, data.val, data.generated
