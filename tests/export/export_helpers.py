@@ -52,7 +52,7 @@ def bold(detector: Detector) -> Detector:
     return detector.eval()
 
 
-def checkpoint(path: Path, config: Config, **changes: Any) -> Detector:
+def checkpoint(path: Path, config: Config, /, **changes: Any) -> Detector:
     """Writes it, and returns the detector that is in it."""
     torch.manual_seed(0)
     detector = bold(build_detector(config.model, config.input, CLASSES))
