@@ -1,0 +1,183 @@
+"""An exported detector without torch: resize, pad, run, decode, remove duplicates. Needs numpy and onnxruntime.
+
+    from detect import Detector
+    detector = Detector("student.onnx")
+    found = detector(image)  # (H, W, 3) uint8, RGB -> {"boxes": (N, 4) x0 y0 x1 y1 in its pixels, "scores", "labels"}
+    detector.classes[found["labels"][0]]
+
+From a shell, with pillow besides: python detect.py student.onnx photo.jpg [photo.jpg ...]
+
+What the ONNX file does not do itself (sizes, anchors, thresholds) stands in its metadata. Results are those of the
+detector that it was exported from, but for rounding.
+"""
+
+import json
+import math
+import sys
+
+import numpy as np
+
+METADATA = "gid_cuda"
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+DIVISOR = 32  # of the padded height and width
+FIRST_STRIDE = 8  # pixels a cell of the finest map; each further map has half the rows and columns
+
+
+class Detector:
+    """path: student.onnx. providers: onnxruntime's, the CPU's alone by default. score_threshold: boxes with no higher
+    score are left out; none: the exported one."""
+
+    def __init__(self, path, providers=("CPUExecutionProvider",), score_threshold=None):
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(path), providers=list(providers))
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if METADATA not in metadata:
+            raise ValueError(f"{path} was not written by gid_cuda's export: it has no metadata {METADATA!r}")
+        self.settings = json.loads(metadata[METADATA])
+        if score_threshold is not None:
+            self.settings["score_thresh"] = score_threshold
+        self.classes = self.settings["classes"]
+
+    def __call__(self, image):
+        pixels, size = prepare(image, self.settings)
+        outputs = self.session.run(None, {"images": pixels[None]})
+        boxes, scores, labels = detections([output[0] for output in outputs], pixels.shape[1:], size, self.settings)
+        height, width = image.shape[:2]
+        scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
+        return {"boxes": boxes * scale, "scores": scores, "labels": labels}
+
+
+def prepare(image, settings):
+    """(H, W, 3) uint8 RGB -> float32 (3, h, w) in [0, 1], resized and padded with the mean; and the (height, width)
+    before padding. The network itself subtracts the mean and divides by the standard deviation."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
+    scale = min(settings["min_size"] / min(image.shape[:2]), settings["max_size"] / max(image.shape[:2]))
+    size = tuple(math.floor(side * scale) for side in image.shape[:2])
+    resized = resize(image.astype(np.float32) / 255, size)
+    padded = [math.ceil(side / DIVISOR) * DIVISOR for side in size]
+    pixels = np.empty((3, *padded), np.float32)
+    pixels[:] = np.array(settings["mean"], np.float32)[:, None, None]
+    pixels[:, : size[0], : size[1]] = resized.transpose(2, 0, 1)
+    return pixels, size
+
+
+def resize(image, size):
+    """Bilinear, half-pixel centres, no smoothing: what torch's interpolate does. (H, W, Ch) -> (h, w, Ch)."""
+    for axis in (0, 1):
+        if image.shape[axis] == size[axis]:
+            continue
+        step = np.float32(image.shape[axis] / size[axis])
+        place = np.maximum((np.arange(size[axis], dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5), 0)
+        low = np.minimum(place.astype(np.int64), image.shape[axis] - 1)
+        high = np.minimum(low + 1, image.shape[axis] - 1)
+        weight = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        image = image.take(low, axis) * (1 - weight) + image.take(high, axis) * weight
+    return image
+
+
+def detections(outputs, padded, size, settings):
+    """The network's outputs of one image -> boxes (N, 4) in pixels of the resized image, scores, labels.
+
+    outputs: logits (R, C), deltas (R, 4), and FCOS's centerness (R, 1). padded, size: (height, width) with padding and
+    without."""
+    logits, deltas = outputs[:2]
+    centerness = outputs[2][:, 0] if len(outputs) > 2 else None
+    anchors = level_anchors(padded, settings)
+    threshold, found, first = settings["score_thresh"], [], 0
+    for level in anchors:
+        last = first + len(level)
+        ours = None if centerness is None else centerness[first:last]
+        rows, scores, labels = candidates(logits[first:last], ours, threshold, settings["topk_candidates"])
+        boxes = decode(deltas[first:last][rows], level[rows], settings)
+        found.append((clip(boxes, size), scores, labels))
+        first = last
+    if first != len(logits):
+        raise ValueError(f"the network gave {len(logits)} boxes and its anchors are {first}: it is of another detector")
+    boxes, scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    kept = nms(boxes, scores, labels, settings["nms_thresh"], settings["detections_per_img"])
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def candidates(logits, centerness, threshold, most):
+    """The best pairs of row and class with a score above the threshold: rows, scores and labels, (n,) each."""
+    least = threshold if centerness is None else threshold * threshold  # that the class's own score must have
+    lowest = math.log(least / (1 - least)) - 1e-3 if 0 < least < 1 else (-math.inf if least <= 0 else math.inf)
+    near = np.flatnonzero(logits.max(axis=1) > lowest)  # of the others no score is computed
+    scores = sigmoid(logits[near])
+    if centerness is not None:
+        scores = np.sqrt(scores * sigmoid(centerness[near])[:, None])
+    pairs = np.flatnonzero(scores > threshold)
+    best = pairs[np.argsort(-scores.flat[pairs], kind="stable")[:most]]
+    rows, labels = best // logits.shape[1], best % logits.shape[1]
+    return near[rows], scores[rows, labels], labels
+
+
+def level_anchors(padded, settings):
+    """One (rows * columns * A, 4) a level: the cell's anchors around the corner of each cell of its map."""
+    height, width = padded
+    levels, rows, columns = [], height // FIRST_STRIDE, width // FIRST_STRIDE
+    for cell in settings["cell_anchors"]:
+        y, x = np.meshgrid(
+            np.arange(rows, dtype=np.float32) * (height // rows),
+            np.arange(columns, dtype=np.float32) * (width // columns),
+            indexing="ij",
+        )
+        corners = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
+        levels.append((corners + np.array(cell, np.float32)).reshape(-1, 4))
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return levels
+
+
+def decode(deltas, anchors, settings):
+    """(n, 4) encoded against (n, 4) anchors -> (n, 4) boxes."""
+    size = anchors[:, 2:] - anchors[:, :2]
+    center = anchors[:, :2] + np.float32(0.5) * size
+    deltas = deltas / np.array(settings["weights"], np.float32)
+    if settings["coder"] == "distances":
+        return np.concatenate([center - deltas[:, :2] * size, center + deltas[:, 2:] * size], axis=1)
+    center = center + deltas[:, :2] * size
+    half = np.float32(0.5) * np.exp(np.minimum(deltas[:, 2:], np.float32(MAX_LOG_SCALE))) * size
+    return np.concatenate([center - half, center + half], axis=1)
+
+
+def clip(boxes, size):
+    height, width = size
+    return np.minimum(np.maximum(boxes, 0), np.array([width, height, width, height], np.float32))
+
+
+def nms(boxes, scores, groups, iou_threshold, most):
+    """Greedy, within each group; indices of the first `most` that are kept, best first."""
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order, kept = np.argsort(-scores, kind="stable"), []
+    while len(order) and len(kept) < most:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        low = np.maximum(boxes[best, :2], boxes[order, :2])
+        high = np.minimum(boxes[best, 2:], boxes[order, 2:])
+        inter = np.maximum(high - low, 0).prod(axis=1)
+        over = inter > np.float32(iou_threshold) * (area[best] + area[order] - inter)
+        order = order[~over | (groups[order] != groups[best])]
+    return np.array(kept, np.int64)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+
+
+def main():
+    from PIL import Image
+
+    detector = Detector(sys.argv[1])
+    for name in sys.argv[2:]:
+        image = np.asarray(Image.open(name).convert("RGB"))  # as stored: no EXIF orientation, as in training
+        found = detector(image)
+        for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
+            print(f"{name}\t{detector.classes[label]}\t{score:.3f}\t" + " ".join(f"{value:.1f}" for value in box))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: python detect.py student.onnx photo.jpg [photo.jpg ...]")
+    main()
