@@ -58,7 +58,8 @@ class SplitConfig(Section):
     root: HomePath | None = None  # relative to data.root; none: data.root itself
     format: Literal["coco", "voc"] | None = None  # none: data.format
     annotations: HomePath | None = None  # COCO: annotation file, relative to the root
-    images: HomePath | None = None  # image folder, relative to the root; VOC default: JPEGImages
+    # image folder, relative to the root; VOC default: JPEGImages. It may be a link, what lies in it only within it
+    images: HomePath | None = None
     split: str | None = None  # VOC: ImageSets/Main/<split>.txt
     one_based: bool | None = None  # none: data.one_based
 
@@ -107,7 +108,8 @@ class ModelConfig(Section):
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_small"] = (
         "resnet50"
     )
-    weights: HomeText | None = None  # "coco" (torchvision's, by name) or a checkpoint file; whole detector
+    # whole detector: "coco" (torchvision's, by name), a checkpoint file, or .safetensors (tensors alone)
+    weights: HomeText | None = None
     # whose anchors, P6, P7 and RoIAlign: torchvision's, or mmdetection's, which the checkpoints of
     # scripts/convert_checkpoint.py need; teacher and student alike
     variant: Literal["torchvision", "mmdetection"] = "torchvision"
@@ -335,6 +337,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(raw: dict[str, Any], *, name: str, origins: config_file.Origins | None = None) -> Config:
     """A plain dict (parsed YAML, or `config_to_dict`'s result) -> checked config; `name` stands for it in errors."""
+    config_file.check_plain(raw, name)
     config_file.none_to_null(raw, Config)
     try:  # by way of JSON, the one strict mode of pydantic in which a list is a tuple and text is a path
         return Config.model_validate_json(json.dumps(raw), strict=True)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ValidationError
 from gid_cuda.errors import UserError
 
 MAX_ERRORS_SHOWN = 5
+MAX_SIZE = 1 << 20  # bytes of a file; ours have a few thousand
+MAX_DEPTH = 32  # sections within sections; ours have four
 
 KeyPath = tuple[Any, ...]
 Origins = dict[KeyPath, str]
@@ -64,22 +66,60 @@ for _tag, _pattern, _first in [
 def parse_yaml(text: str, where: str) -> Any:
     """YAML text -> plain values; `where` names the text in errors."""
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError, LookupError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None  # LookupError: as !!bool x
+    check_plain(value, where)
+    return value
+
+
+def check_plain(value: Any, where: str, path: KeyPath = ()) -> None:
+    """UserError for what no config has: other objects (!!binary, !!set), deep nesting, control characters in a text."""
+    at = f"{where}: {dotted(path)}" if path else where
+    if len(path) > MAX_DEPTH:
+        raise UserError(f"{where}: {_short(dotted(path))} is nested too deeply: at most {MAX_DEPTH} levels are read")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{at}: the key {str(key)[:60]!r} is not text")
+            check_plain(key, at)
+            check_plain(inner, where, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_plain(inner, where, (*path, index))
+    elif isinstance(value, str):
+        if found := _CONTROL.search(value):
+            raise UserError(f"{at} has the control character {found[0]!a} in a text: take it out")
+    elif not isinstance(value, (bool, int, float, type(None))):
+        raise UserError(f"{at} has a {type(value).__name__}, expected text, a number, true, false, a list or a section")
+
+
+# What YAML allows in a file; written as an escape ("\\e", "\\ud800") it allows all, and no file can be so named.
+_CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def read_text(path: Path) -> str:
+    """A file of at most MAX_SIZE bytes, which may be a pipe; larger ones are refused. OSError, UnicodeDecodeError."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_SIZE + 1)
+    if len(data) > MAX_SIZE:
+        raise UserError(f"{path} is larger than {MAX_SIZE >> 20} MiB: it is no config file; give another")
+    return data.decode("utf-8")
 
 
 def read_config_file(path: Path, came_from: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Origins]:
     """The file as a dict, merged over its `base:` (a path relative to the file), and where each value was written."""
+    if len(came_from) >= MAX_DEPTH:
+        raise UserError(f"{path}: more than {MAX_DEPTH} files follow each other by base:")
     if path.resolve() in came_from:
         chain = " -> ".join(str(p) for p in (*came_from, path.resolve()))
         raise UserError(f"{path}: base: goes round in a circle ({chain})")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         named_by = f" (base: of {came_from[-1]})" if came_from else ""
         raise UserError(f"config file {path}{named_by} cannot be read: {error.strerror}") from None
@@ -115,8 +155,8 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
     """`key.path=value`, the value read as YAML; in place."""
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
-    if not equals or not all(keys) or any(key != key.strip() for key in keys):
-        raise UserError(f"{override!r} is no override: write key.path=value, for example train.lr=0.02")
+    if not equals or not all(keys) or any(key != key.strip() for key in keys) or len(keys) > MAX_DEPTH:
+        raise UserError(f"{_short(repr(override))} is no override: write key.path=value, for example train.lr=0.02")
     value = parse_yaml(text, f"override {override!r}")
     section: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
@@ -152,10 +192,14 @@ def explain(error: ValidationError, raw: dict[str, Any], origins: Origins, schem
         path, _ = _resolve(item["loc"], raw)
         by_path.setdefault(item["loc"] if item["type"] == "missing" else path, []).append(item)
     # A union gives errors for each of its members: the deepest one is about what the user meant.
-    deepest = [path for path in by_path if not any(path == other[: len(path)] != other for other in by_path if path)]
-    lines = [f"{_origin(path, origins, name)}: {_sentence(by_path[path], path, raw, schema)}" for path in deepest]
-    if len(lines) > MAX_ERRORS_SHOWN:
-        lines[MAX_ERRORS_SHOWN:] = [f"and {len(lines) - MAX_ERRORS_SHOWN} more"]
+    above = {path[:length] for path in by_path for length in range(1, len(path))}
+    deepest = [path for path in by_path if path not in above]
+    lines = [
+        f"{_origin(path, origins, name)}: {_sentence(by_path[path], path, raw, schema)}"
+        for path in deepest[:MAX_ERRORS_SHOWN]
+    ]
+    if len(deepest) > MAX_ERRORS_SHOWN:
+        lines.append(f"and {len(deepest) - MAX_ERRORS_SHOWN} more")
     return "\n".join(lines)
 
 
@@ -216,7 +260,7 @@ _EXPECTED = {
 def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel]) -> str:
     kind, key = items[0]["type"], dotted(path)
     if kind == "extra_forbidden":
-        return f"unknown key {key}{_nearest(path, schema)}"
+        return f"unknown key {_short(key)}{_nearest(path, schema)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind == "value_error":

@@ -19,6 +19,14 @@ def reason(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Fit for a terminal: control characters are escaped, but for line breaks.
+
+    Names of files, and texts out of them, could else move the cursor, hide what stands above, or imitate it.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextlib.contextmanager
 def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
     """Around a script's work: a UserError, or what the file system refuses, prints `error: ...` and exits with 2.
@@ -28,11 +36,12 @@ def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as problem:
         where = f"{problem.filename}: " if problem.filename else ""
-        print(f"error: {where}{problem.strerror or problem}; is there room, and may this user write?", file=sys.stderr)
+        text = f"error: {where}{problem.strerror or problem}; is there room, and may this user write?"
+        print(printable(text), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -9,7 +9,7 @@ import sys
 from gid_cuda.config import load_config
 from gid_cuda.detectors.own import load_adapter
 from gid_cuda.engine.evaluation import evaluate_weights, format_metrics
-from gid_cuda.errors import told_in_one_sentence
+from gid_cuda.errors import printable, told_in_one_sentence
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
     metrics = evaluate_weights(config, args.weights, adapter=load_adapter(args.adapter))
     for note in metrics["notes"]:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     print(format_metrics(metrics))
 
 

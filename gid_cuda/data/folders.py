@@ -12,6 +12,11 @@ from gid_cuda.errors import UserError
 class ImageFolder:
     """Says which file names of an annotation file exist in the image folder, and refuses those that lead out of it.
 
+    The folder itself may be a link, to wherever it likes: the config names it, so its owner chose it. What lies in it
+    comes with the data set, from an archive perhaps: a file or subfolder there may be a link as long as it points
+    inside the folder; one that points outside is refused, as `..` and absolute names are. Who keeps images elsewhere,
+    file by file, names that place as the folder, or copies them (or makes hard links).
+
     Whole folders are listed instead of asking for each file: COCO has 118,000 of them, often on a network drive.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gid_cuda.data.records import one_line
 from gid_cuda.errors import UserError
 
 # Only these decoders see a file, whatever its name says: PIL has others that run programs (EPS: Ghostscript).
+MAX_PIXELS = 89_478_485  # where PIL, too, begins to warn; as float32 RGB it is 1 GB
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # PIL opens 16-bit grey as one of these
 
@@ -22,23 +25,38 @@ class UnreadableImage(UserError):
 
 
 def _open(path: Path) -> Image.Image:
-    """Reads the header. More pixels than `Image.MAX_IMAGE_PIXELS` are refused before anything is decoded."""
+    """Reads the header. More than MAX_PIXELS are refused before anything is decoded: a file of a few bytes, such as a
+    decompression bomb, can claim any size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
+            image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
-        raise UnreadableImage(f"{path}: not found") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UnreadableImage(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels") from None
+        raise UnreadableImage(f"{_shown(path)}: not found") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        found = re.search(r"\d+", str(error))
+        raise _too_large(path, found[0] if found else "too many") from None
     except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise UnreadableImage(f"{path}: {_reason(error)}") from None
+        raise UnreadableImage(f"{_shown(path)}: {_reason(error)}") from None
+    if image.width * image.height > MAX_PIXELS:  # PIL's own limit is any library's to change
+        image.close()
+        raise _too_large(path, f"{image.width}x{image.height}")
+    return image
+
+
+def _too_large(path: Path, size: str) -> UnreadableImage:
+    return UnreadableImage(f"{_shown(path)}: has {size} pixels, and at most {MAX_PIXELS} are read: cut it into tiles")
+
+
+def _shown(path: Path) -> str:
+    """A file's name may hold line breaks and a terminal's control characters."""
+    return one_line(str(path), limit=1000)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"not an image of a known kind ({', '.join(FORMATS)})"
-    return str(error) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -58,13 +76,13 @@ def read_image(path: Path) -> Tensor:
         try:
             pixels = _rgb(image)
         except Exception as error:
-            raise UnreadableImage(f"{path}: {_reason(error)}") from None
+            raise UnreadableImage(f"{_shown(path)}: {_reason(error)}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode in _SIXTEEN_BITS:
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.int32)
         grey = ((wide + 128) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":

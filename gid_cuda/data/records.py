@@ -118,7 +118,8 @@ def make_records(
     order = np.flatnonzero(keep)
     order = order[np.argsort(images[order], kind="stable")]
     clipped, own = clipped[order], areas[order]
-    areas = np.where(np.isfinite(own) & (own > 0), own, (clipped[:, 2:] - clipped[:, :2]).prod(1))
+    usable = (own > 0) & (own <= np.finfo(np.float32).max)
+    areas = np.where(usable, own, (clipped[:, 2:] - clipped[:, :2]).prod(1))
     return Records(
         classes=classes,
         category_ids=category_ids,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -141,7 +140,8 @@ def _images(file: Path, folder: Path, flaws: Flaws) -> dict[str, _Annotation | N
     for line in filter(None, map(str.strip, lines)):
         name = line
         if not annotations.has(f"{name}.xml"):  # splits of one class say 1, 0 or -1 after the name
-            name = re.sub(r"\s+(-1|0|1)$", "", line)
+            first, *flag = line.rsplit(None, 1)
+            name = first if flag in (["-1"], ["0"], ["1"]) else line
         if name in images:
             flaws.add("image named twice by the split, skipped", name)
         elif annotations.has(f"{name}.xml"):
@@ -169,7 +169,9 @@ def parse_xml(path: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
+    except UserError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two: of the encoding that it declares
         raise UserError(f"{path} is not readable XML ({error}): mend it, or take its image out of the split") from None
     except OSError as error:
         raise UserError(f"the VOC annotation {path} cannot be read ({error.strerror})") from None

@@ -11,8 +11,10 @@ import torchvision
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
+from gid_cuda.config_file import check_plain
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.errors import UserError, reason
+from gid_cuda.tensor_files import SAFETENSORS, class_names, load_plain, load_safetensors, plain_state
 
 if TYPE_CHECKING:
     from gid_cuda.config import InputConfig, ModelConfig
@@ -48,10 +50,13 @@ def check_torchvision_input(what: str, input: InputConfig) -> None:
 
 
 def load_file(detector: Detector, model: ModelConfig, input: InputConfig, classes: Sequence[str]) -> list[str]:
-    """A checkpoint of this package, or a bare state dict as torchvision's models have it. Returns notes."""
+    """A checkpoint of this package, or a bare state dict as torchvision's models have it (.safetensors: that alone).
+
+    Returns notes."""
     path = Path(str(model.weights))
     state, checkpoint = _read_file(path)
     config = _section(checkpoint, "config")
+    check_plain(config, f"config inside {path}")
     _check_model(path, _section(config, "model"), model)
     _check_input(path, _section(config, "input"), input)
     theirs = checkpoint.get("classes")
@@ -59,9 +64,10 @@ def load_file(detector: Detector, model: ModelConfig, input: InputConfig, classe
         _check_class_count(path, state, detector)
         load_state(detector, state, path)
         return [f"weights: {path}, a state dict without class names: taken to be in the data set's order"]
+    theirs = class_names(path, theirs)
     _check_classes(path, theirs, classes)
     load_state(detector, state, path)
-    if list(theirs) == list(classes):
+    if theirs == list(classes):
         return [f"weights: {path}"]
     if not detector.class_rows:
         raise UserError(
@@ -80,7 +86,9 @@ def _read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
     if not path.exists():
         raise UserError(f"weights: no such file: {path}: give the best.pt of a finished run, or train that one first")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_safetensors(path) if path.suffix == SAFETENSORS else load_plain(path)
+    except UserError:
+        raise
     except Exception as error:  # what a broken file raises depends on where it breaks
         raise UserError(
             f"weights: {path} cannot be read as a PyTorch file of plain tensors ({reason(error)}): "
@@ -95,7 +103,7 @@ def _read_file(path: Path) -> tuple[State, Mapping[str, Any]]:
         raise UserError(
             f"weights: {path} is neither a checkpoint of this package nor a state dict: give the best.pt of a run{hint}"
         )
-    return state, checkpoint
+    return plain_state(path, state), checkpoint
 
 
 def _check_model(path: Path, theirs: Mapping[str, Any], ours: ModelConfig) -> None:
@@ -103,7 +111,7 @@ def _check_model(path: Path, theirs: Mapping[str, Any], ours: ModelConfig) -> No
     theirs = {"variant": "torchvision", **theirs} if theirs else theirs  # older checkpoints know of no other
     keys = [key for key in _SHAPE_KEYS if key in theirs and theirs[key] != getattr(ours, key)]
     if keys:
-        made, wanted = [f"{key} {theirs[key]}" for key in keys], [f"{key} {getattr(ours, key)}" for key in keys]
+        made, wanted = [f"{key} {_shown(theirs[key])}" for key in keys], [f"{key} {getattr(ours, key)}" for key in keys]
         raise UserError(
             f"weights: {path} was made with {listed(made)}, and this config has {listed(wanted)}: "
             "set the config to what the weights were made with"
@@ -113,11 +121,22 @@ def _check_model(path: Path, theirs: Mapping[str, Any], ours: ModelConfig) -> No
 def _check_input(what: Path | str, theirs: Mapping[str, Any], ours: InputConfig) -> None:
     for key in ("mean", "std"):
         made, wanted = theirs.get(key), getattr(ours, key)
-        if made is not None and any(abs(a - b) > 1e-6 for a, b in zip(made, wanted, strict=True)):
+        if made is not None and not _near(made, wanted):
             raise UserError(
-                f"weights: {what} was trained with input.{key} {list(made)}, and this config has {list(wanted)}: "
+                f"weights: {what} was trained with input.{key} {_shown(made)}, and this config has {list(wanted)}: "
                 f"set input.{key} to that of the weights (teacher and student share it)"
             )
+
+
+def _near(made: Any, wanted: Sequence[float]) -> bool:
+    """made: whatever the file has there."""
+    if not isinstance(made, (list, tuple)) or not all(isinstance(value, (int, float)) for value in made):
+        return False
+    return len(made) == len(wanted) and all(abs(a - b) <= 1e-6 for a, b in zip(made, wanted, strict=True))
+
+
+def _shown(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)[:80]
 
 
 def _check_classes(path: Path, theirs: Sequence[str], ours: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError, reason
+from gid_cuda.tensor_files import class_names, load_plain, plain_state
 
 FORMAT = 1
 
@@ -63,14 +65,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path)
     except Exception as error:  # torch raises half a dozen types for a file that is damaged or not its own
         raise UserError(
             f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({reason(error)})"
         ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    kind = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(kind, int) or kind != FORMAT:
         raise UserError(f"{path} is no checkpoint of gid_cuda (format {FORMAT}): scripts/train.py did not write it")
+    _check_parts(path, content)
     return content
+
+
+def _check_parts(path: Path, content: dict[str, Any]) -> None:
+    """What stands in the file under the names of a checkpoint's parts may still be anything."""
+    for name in ("model", "config"):
+        if name in content and not isinstance(content[name], Mapping):
+            raise UserError(f"{path} has a {type(content[name]).__name__} as its {name}: it is damaged; give another")
+    if "model" in content:
+        content["model"] = plain_state(path, content["model"])
+    if "classes" in content:
+        content["classes"] = class_names(path, content["classes"])
 
 
 def load_detector(path: str | Path, adapter: Builder | None = None) -> tuple[Detector, Config, list[str]]:
@@ -78,6 +93,8 @@ def load_detector(path: str | Path, adapter: Builder | None = None) -> tuple[Det
 
     The checkpoint alone suffices, but for a user's own detector, which `adapter` builds."""
     content = load_checkpoint(path)
+    if missing := [name for name in ("model", "classes", "config") if name not in content]:
+        raise UserError(f"{path} has no {missing[0]}, which a checkpoint of a run has: give its best.pt or last.pt")
     config = config_from_dict(content["config"], name=f"config inside {path}")
     untrained = config.model.model_copy(update={"weights": None, "backbone_weights": None})  # all weights are in here
     detector = build_detector(untrained, config.input, content["classes"], adapter=adapter)

@@ -111,7 +111,7 @@ def coco_ids(annotations: Path, files: Sequence[Path], classes: Sequence[str]) -
         categories = {category["name"]: int(category["id"]) for category in content["categories"]}
     except OSError as error:
         raise UserError(f"annotation file {annotations} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise UserError(f"{annotations} is no COCO annotation file: it has no images and categories with ids") from None
     unlisted = [file.name for file in files if file.name not in images]
     if unlisted:

@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from gid_cuda.errors import printable
 from gid_cuda.files import write_text
 
 
@@ -44,7 +45,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line (or several) for the person who watches."""
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
     def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:

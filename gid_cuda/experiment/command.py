@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gid_cuda.errors import UserError
+from gid_cuda.errors import UserError, printable
 from gid_cuda.experiment.matrix import Experiment, load_experiment
 from gid_cuda.experiment.runner import Runner, States, train_command
 from gid_cuda.experiment.state import current_states
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
         return 0
     command = train_command(str(trainer), arguments.adapter)
     work = Runner(
-        experiment, command, devices=slots, redo=arguments.redo, say=lambda line: print(line, flush=True),
+        experiment, command, devices=slots, redo=arguments.redo, say=lambda line: print(printable(line), flush=True),
         finished=lambda states: _without_stopping(report, states),
     )  # fmt: skip
     states = work.work()
@@ -48,7 +48,8 @@ def tell_problems(experiment: Experiment, states: States) -> int:
     """Once more at the end, where it is seen; the exit status."""
     bad = [planned for planned in experiment.runs if states[planned.key].kind != "done"]
     for planned in bad:
-        print(f"{planned.title}: {states[planned.key].kind}, {states[planned.key].reason}", file=sys.stderr)
+        reason = printable(states[planned.key].reason)  # it may quote the run's log
+        print(f"{planned.title}: {states[planned.key].kind}, {reason}", file=sys.stderr)
     if any(states[planned.key].kind == "changed" for planned in bad):
         print("--redo trains anew what was made by another config", file=sys.stderr)
     return 1 if bad else 0
@@ -61,7 +62,7 @@ def _without_stopping(report: object, states: States) -> None:
         report(states)
     except Exception as error:  # whatever it is: days of training are not to end by it
         what = f"{type(error).__name__}: {error}"
-        print(f"warning: tables and page could not be written: {what}", file=sys.stderr, flush=True)
+        print(f"warning: tables and page could not be written: {printable(what)}", file=sys.stderr, flush=True)
 
 
 def device_slots(devices: str | None, jobs: int | None) -> list[str | None]:

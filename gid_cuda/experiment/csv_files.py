@@ -1,4 +1,8 @@
-"""The numbers as CSV, every digit kept: one file of the runs, one of the table made from them."""
+"""The numbers as CSV, every digit kept: one file of the runs, one of the table made from them.
+
+A spreadsheet takes a text that begins with =, +, - or @ for a formula, and runs it. Such a name ("+ GID") has a ' put
+before it, which spreadsheets do not show; the column `run`, by which runs are found again, never begins so.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +57,13 @@ def _fields(value: Spread | None) -> list[Any]:
     return [None, None, None] if value is None else [value.mean, value.deviation, value.count]
 
 
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
 def _text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([_no_formula(value) for value in row] for row in rows)
     return file.getvalue()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from gid_cuda import config_file
 from gid_cuda.config import HomePath, HomeText, Section, Seed
@@ -15,7 +15,16 @@ from gid_cuda.errors import UserError
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 """The columns of the paper's Table 2, in its order, by the names of metrics.json."""
 
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text[:60]!a} has line breaks or control characters, which break tables: take them out")
+    return text
+
+
+OneLine = Annotated[str, AfterValidator(_one_line)]
+Name = Annotated[OneLine, Field(min_length=1)]
 Settings = dict[str, Any]
 """Changes to a config: key paths (`distill.top_k`) or sections, with their values."""
 
@@ -73,7 +82,7 @@ class RowConfig(Section):
 
 class MatrixConfig(Section):
     output: HomePath  # folder of the runs, the tables and the page; relative to the working directory
-    title: str | None = None
+    title: OneLine | None = None
     note: str | None = None  # a few sentences for the page: what is compared, what the paper says
     set: Settings = {}  # for every run, teachers too
     student: StudentConfig
@@ -87,7 +96,7 @@ class MatrixConfig(Section):
 def read_matrix(path: Path) -> MatrixConfig:
     """The checked content of an experiment's file. UserError: a sentence for each mistake."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = config_file.read_text(path)
     except OSError as error:
         raise UserError(f"experiment file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

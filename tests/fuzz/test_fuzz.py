@@ -1,0 +1,20 @@
+"""A minute of hypothesis for whatever takes a stranger's files, and for the operators; what it finds becomes a test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["config", "coco", "voc", "operators"])
+def test_a_minute_of(target: str) -> None:
+    command = [sys.executable, str(Path(__file__).with_name("run.py")), target, "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    last = [line for line in done.stdout.splitlines() if "seed" in line][-1:]
+    again = f"again: python tests/fuzz/run.py {target} 1 SEED ({last})"
+    assert done.returncode == 0, f"exit status {done.returncode}, {again}\n{done.stderr[-6000:]}"
+    assert "nothing found" in done.stdout
