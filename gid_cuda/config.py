@@ -117,8 +117,9 @@ class ModelConfig(Section):
     norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
-    fpn_channels: PositiveInt = 256
-    head_depth: PositiveInt = 4  # 3x3 convolutions of each head; Faster R-CNN's RPN always has one
+    fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256
+    # 3x3 convolutions of each head; Faster R-CNN's RPN always has one
+    head_depth: Annotated[int, Field(gt=0, le=64)] = 4
     # one a level, pixels; each at 3 ratios, RetinaNet's at 3 scales, too; FCOS has none
     anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]
     # none: torchvision's, which are 0.05, 0.5 and 300 for RetinaNet, 0.2, 0.6 and 100 for FCOS, 0.05, 0.5 and 100 for

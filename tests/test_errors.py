@@ -29,3 +29,9 @@ def test_a_users_mistake(
 def test_a_mistake_of_the_code_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="ours"), told_in_one_sentence():
         raise ValueError("ours")
+
+
+def test_a_terminal_is_told_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), told_in_one_sentence():
+        raise UserError("no file \x1b[2J\x1b[31mred\x07\u202e\ud800 here\nand there")
+    assert capsys.readouterr().err == "error: no file \\x1b[2J\\x1b[31mred\\x07\\u202e\\ud800 here\nand there\n"

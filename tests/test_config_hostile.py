@@ -1,0 +1,78 @@
+"""Config files made to harm, or damaged: refused in one sentence, soon, and without running anything."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from gid_cuda.config import load_config
+from gid_cuda.errors import UserError
+from gid_cuda.experiment.schema import read_matrix
+
+GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("seed: !!python/object/apply:os.system ['touch sprung']", "could not determine a constructor"),
+        ("seed: !!python/name:os.system", "could not determine a constructor"),
+        ("seed: !!binary aGk=", "seed has a bytes, expected text"),
+        ("seed: !!set {a, b}", "seed has a set, expected text"),
+        ("seed: !!timestamp 2001-01-01", "seed has a date, expected text"),
+        ("seed: !!int ''", "cannot be read as YAML"),
+        ("seed: !!bool x", "cannot be read as YAML"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases .* are not supported"),
+        ('device: "\\ud800"', r"device has the control character '\\ud800'"),
+        ('output: "a\\0b"', r"output has the control character '\\x00'"),
+        ('"a\\e[31mred": 1', r"has the control character '\\x1b'"),
+        ('base: "a\\0b"', r"base has the control character"),
+        ("seed: " + "[" * 40 + "]" * 40, "is nested too deeply: at most 32 levels"),
+        ("seed: " + "{a: " * 40 + "1" + "}" * 40, "is nested too deeply: at most 32 levels"),
+        ("seed: " + "[" * 600 + "]" * 600, "nested too deeply"),
+        ("seed: " + "{a: " * 100_000, "nested too deeply"),
+        ("seed: " + "9" * 5000, "cannot be read as YAML: Exceeds the limit"),
+        ("k" * 5000 + ": 1", "unknown key kkkkk"),
+        ("# " + "x" * (1 << 20), "is larger than 1 MiB"),
+    ],
+)
+def test_refused_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "c.yaml"
+    file.write_text((GOOD if not more.startswith("output") else "") + more + "\n")
+    with pytest.raises(UserError, match=told) as raised:
+        load_config(file)
+    assert len(str(raised.value)) < 1000 and str(raised.value).replace("\n", "").isprintable()
+    with pytest.raises(UserError):
+        read_matrix(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("base: /dev/zero\n")
+    with pytest.raises(UserError, match="/dev/zero is larger than 1 MiB"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_a_long_chain_of_bases(tmp_path: Path) -> None:
+    for index in range(2000):
+        (tmp_path / f"{index}.yaml").write_text(f"base: {index + 1}.yaml\n")
+    with pytest.raises(UserError, match="more than 32 files follow each other"):
+        load_config(tmp_path / "0.yaml")
+
+
+def test_an_override_of_many_keys(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    with pytest.raises(UserError, match=r"'a\.a\..* is no override") as raised:
+        load_config(tmp_path / "c.yaml", [".".join("a" * 100_000) + "=1"])
+    assert len(str(raised.value)) < 200
+
+
+def test_many_mistakes_are_told_soon(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD + "".join(f"k{index}: 1\n" for index in range(3000)))
+    start = time.process_time()
+    with pytest.raises(UserError, match="and 2995 more"):
+        load_config(tmp_path / "c.yaml")
+    assert time.process_time() - start < 20
