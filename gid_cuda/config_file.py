@@ -70,9 +70,10 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{where}{line}: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError, LookupError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        # LookupError and AttributeError: of !!bool x and !!timestamp x
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None  # LookupError: as !!bool x
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
     check_plain(value, where)
     return value
 

@@ -24,6 +24,7 @@ GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}
         ("seed: !!timestamp 2001-01-01", "seed has a date, expected text"),
         ("seed: !!int ''", "cannot be read as YAML"),
         ("seed: !!bool x", "cannot be read as YAML"),
+        ("seed: !!timestamp x", "cannot be read as YAML"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases .* are not supported"),
         ('device: "\\ud800"', r"device has the control character '\\ud800'"),
         ('output: "a\\0b"', r"output has the control character '\\x00'"),
@@ -34,7 +35,7 @@ GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}
         ("seed: " + "[" * 600 + "]" * 600, "nested too deeply"),
         ("seed: " + "{a: " * 100_000, "nested too deeply"),
         ("seed: " + "9" * 5000, "cannot be read as YAML: Exceeds the limit"),
-        ("k" * 5000 + ": 1", "unknown key kkkkk"),
+        ("? " + "k" * 5000 + "\n: 1", "unknown key kkkkk"),
         ("# " + "x" * (1 << 20), "is larger than 1 MiB"),
     ],
 )

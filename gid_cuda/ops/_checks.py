@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+MOST = 2**31 - 1  # of a number of things; C++ takes 64 bits, but nothing has so many
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -18,6 +19,8 @@ def check_tensor(value: Any, name: str, dims: str) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor {dims}")
     if value.dim() != dims.count(",") + (not dims.endswith(",)")):
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {dims}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} is a tensor of layout {value.layout}, expected a dense one {dims}")
     if value.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(f"{name} is on {value.device}, expected cpu or cuda")
 
@@ -53,6 +56,13 @@ def check_int(value: Any, name: str, least: int | None = None) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, expected an int")
     if least is not None and value < least:
         raise ValueError(f"{name} is {value}, expected at least {least}")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise ValueError(f"{name} is {value}, expected at most {MOST}")
+
+
+def check_bool(value: Any, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a bool")
 
 
 def check_number(value: Any, name: str, least: float = 0.0, most: float = float("inf")) -> None:

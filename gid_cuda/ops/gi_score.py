@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gid_cuda.ops._checks import (
     check_anchors,
+    check_bool,
     check_device,
     check_float,
     check_shape,
@@ -92,6 +93,7 @@ def decoded_gi_score(
         check_float(deltas, name, "decoded_gi_score")
         check_device(deltas, name, teacher_logits, "teacher_logits")
     check_anchors(anchors, count, teacher_logits, "teacher_logits")
+    check_bool(distances, "distances")
     return torch.ops.gid.decoded_gi_score(
         teacher_logits.detach(),
         student_logits.detach(),
@@ -100,7 +102,7 @@ def decoded_gi_score(
         anchors.detach(),
         image_sizes,
         check_weights(weights),
-        bool(distances),
+        distances,
     )
 
 

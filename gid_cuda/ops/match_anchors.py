@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gid_cuda.ops._checks import check_anchors, check_counts, check_number, check_shape, check_tensor, check_type
+from gid_cuda.ops._checks import (
+    check_anchors,
+    check_bool,
+    check_counts,
+    check_number,
+    check_shape,
+    check_tensor,
+    check_type,
+)
 
 
 def match_anchors(
@@ -44,7 +52,8 @@ def match_anchors(
     check_anchors(anchors, None, boxes, "boxes")
     check_number(high, "high", most=1.0)
     check_number(low, "low", most=high)
-    return torch.ops.gid.match_anchors(boxes.detach(), counts, anchors.detach(), high, low, bool(low_quality))
+    check_bool(low_quality, "low_quality")
+    return torch.ops.gid.match_anchors(boxes.detach(), counts, anchors.detach(), high, low, low_quality)
 
 
 @torch.library.register_fake("gid::match_anchors")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from gid_cuda.ops._checks import (
+    MOST,
+    check_bool,
     check_counts,
     check_device,
     check_float,
@@ -72,8 +74,7 @@ def multilevel_roi_align(
     check_int(sampling_ratio, "sampling_ratio")
     check_number(canonical_size, "canonical_size")
     check_int(canonical_level, "canonical_level")
-    if not isinstance(aligned, bool):
-        raise TypeError(f"aligned is a {type(aligned).__name__}, expected a bool")
+    check_bool(aligned, "aligned")
     return torch.ops.gid.multilevel_roi_align(
         list(features),
         boxes.detach(),
@@ -112,7 +113,7 @@ def _check_strides(strides: Sequence[int], levels: int) -> None:
         raise ValueError(
             f"strides has {len(strides)} entries, expected one for each of the {levels} levels of features"
         )
-    powers = all(stride > 0 and stride & (stride - 1) == 0 for stride in strides)
+    powers = all(0 < stride <= MOST and stride & (stride - 1) == 0 for stride in strides)
     if not powers or any(fine >= coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
         raise ValueError(f"strides is {list(strides)}, expected ascending powers of two")
 
