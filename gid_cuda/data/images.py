@@ -14,8 +14,9 @@ from torch import Tensor
 from gid_cuda.data.records import one_line
 from gid_cuda.errors import UserError
 
-# Only these decoders see a file, whatever its name says: PIL has others that run programs (EPS: Ghostscript).
 MAX_PIXELS = 89_478_485  # where PIL, too, begins to warn; as float32 RGB it is 1 GB
+MAX_ASPECT = 200  # one side over the other; beyond it an image scaled to 800 x 1333 would soon have no row left
+# Only these decoders see a file, whatever its name says: PIL has others that run programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # PIL opens 16-bit grey as one of these
 
@@ -41,6 +42,10 @@ def _open(path: Path) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:  # PIL's own limit is any library's to change
         image.close()
         raise _too_large(path, f"{image.width}x{image.height}")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        image.close()
+        size = f"{image.width}x{image.height}"
+        raise UnreadableImage(f"{_shown(path)}: is {size} pixels, one side over {MAX_ASPECT} times the other: cut it")
     return image
 
 

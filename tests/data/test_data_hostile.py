@@ -83,6 +83,13 @@ def test_the_bound_holds_where_another_library_has_lifted_that_of_pil(
         read_image(tmp_path / "x.png")
 
 
+def test_a_line_is_no_image(tmp_path: Path) -> None:
+    """Scaled to at most 1333 pixels it would have no row left, which torch refuses in the middle of a step."""
+    Image.new("RGB", (5000, 1)).save(tmp_path / "x.png")
+    with pytest.raises(UnreadableImage, match=r"x\.png: is 5000x1 pixels, one side over 200 times the other"):
+        read_image(tmp_path / "x.png")
+
+
 def test_a_text_within_an_image_does_not_unpack_to_any_size(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(png(4, 4, _chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * (64 << 20)))))
     with pytest.raises(UnreadableImage, match=r"x\.png: .*too large"):
