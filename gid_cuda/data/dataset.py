@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gid_cuda.data.images import UnreadableImage, read_image
-from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records
+from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records, one_line
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DetectionDataset(Dataset[Sample]):
         width, height = records.sizes[index].tolist()
         if image.shape[1:] != (height, width):
             raise UnreadableImage(
-                f"{path}: is {image.shape[2]}x{image.shape[1]} pixels but annotated as {width}x{height}"
+                f"{one_line(str(path), 1000)}: is {image.shape[2]}x{image.shape[1]} pixels but annotated as {width}x{height}"
             )
         rows = slice(records.offsets[index], records.offsets[index + 1])
         plain = records.kinds[rows] == OBJECT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 @pytest.mark.parametrize("target", ["config", "coco", "voc", "operators"])
 def test_a_minute_of(target: str) -> None:
     command = [sys.executable, str(Path(__file__).with_name("run.py")), target, "60"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     last = [line for line in done.stdout.splitlines() if "seed" in line][-1:]
     again = f"again: python tests/fuzz/run.py {target} 1 SEED ({last})"
     assert done.returncode == 0, f"exit status {done.returncode}, {again}\n{done.stderr[-6000:]}"
