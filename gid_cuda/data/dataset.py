@@ -53,9 +53,8 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(path)
         width, height = records.sizes[index].tolist()
         if image.shape[1:] != (height, width):
-            raise UnreadableImage(
-                f"{one_line(str(path), 1000)}: is {image.shape[2]}x{image.shape[1]} pixels but annotated as {width}x{height}"
-            )
+            found, name = f"{image.shape[2]}x{image.shape[1]}", one_line(str(path), 1000)
+            raise UnreadableImage(f"{name}: is {found} pixels but annotated as {width}x{height}")
         rows = slice(records.offsets[index], records.offsets[index + 1])
         plain = records.kinds[rows] == OBJECT
         boxes = torch.from_numpy(records.boxes[rows][plain])
