@@ -122,9 +122,10 @@ SHIPPED = sorted((ROOT / "configs" / "experiments").glob("*.yaml"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_experiments(path: Path) -> None:
     experiment = load_experiment(path)
-    runs = {"methods": 13, "table5": 31, "table6": 25, "table7": 19, "coco": 15}
+    runs = {"methods": 13, "table5": 31, "table6": 25, "table7": 19, "coco": 15, "small_images": 16, "unlabeled": 13}
     assert len(experiment.runs) == runs[path.stem]
-    assert experiment.baseline == ("K = 0" if path.stem == "table7" else "plain")
+    baselines = {"table7": "K = 0", "small_images": "GID", "unlabeled": "10 %, plain"}
+    assert experiment.baseline == baselines.get(path.stem, "plain")
     for run in experiment.runs:
         if run.config.distill is not None:
             assert run.config.teacher is not None and run.config.teacher.detector == run.config.model.detector
