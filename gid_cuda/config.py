@@ -76,7 +76,7 @@ class DataConfig(Section):
     # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
     classes: list[str] | None = None
     one_based: bool = False  # VOC: coordinates start at 1
-    workers: NonNegativeInt = 2  # loader processes
+    workers: NonNegativeInt = 2  # loader processes, of each process that trains
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
     generated: GeneratedConfig = GeneratedConfig()
 
@@ -112,7 +112,8 @@ class ModelConfig(Section):
     # scripts/convert_checkpoint.py need; teacher and student alike
     variant: Literal["torchvision", "mmdetection"] = "torchvision"
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
-    norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
+    # batch norm: frozen statistics, or live (from scratch needs live): those of each process's own images
+    norm: Literal["frozen", "live"] = "frozen"
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
     fpn_channels: PositiveInt = 256
@@ -219,10 +220,11 @@ class DistillConfig(Section):
 
 class TrainConfig(Section):
     steps: PositiveInt
-    batch_size: PositiveInt = 16  # images a step, over all accumulation parts
-    accumulate: PositiveInt = 1  # parts that a batch is cut into
+    # images a step, over all processes and accumulation parts: torchrun changes neither what a step sees nor the rate
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1  # parts that a batch is cut into, each spread over all processes
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.01
+    lr: PositiveFloat = 0.01  # for batch_size images, whatever the number of processes
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,6 +108,28 @@ class TrainSampler(Sampler[list[Draw]]):
             epoch, skip = epoch + 1, 0
 
 
+def positions(batch_size: int, parts: int, rank: int, processes: int) -> list[int]:
+    """Which images of a batch of all processes are those of process `rank`, part by part.
+
+    Each of the `parts` of a batch is spread over the processes, so that part k holds the same images whether one
+    process works on it or many. batch_size is a multiple of parts * processes.
+    """
+    part = batch_size // parts
+    own = part // processes
+    return [k * part + rank * own + i for k in range(parts) for i in range(own)]
+
+
+class OwnPart(Sampler[list[Draw]]):
+    """Of each batch that another sampler yields, the draws at these positions."""
+
+    def __init__(self, sampler: Iterable[list[Draw]], places: Sequence[int]) -> None:
+        self.sampler, self.places = sampler, places
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for draws in self.sampler:
+            yield [draws[place] for place in self.places]
+
+
 class _Batches(Dataset["Batch | str"]):
     """Makes whole batches in the worker: `__getitem__` takes what the sampler yields.
 
@@ -173,6 +195,9 @@ def build_loader(
     start_step: int = 0,
     hflip: float = 0.0,
     pin_memory: bool = False,
+    parts: int = 1,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Loader:
     """Batches of `dataset`.
 
@@ -180,13 +205,18 @@ def build_loader(
         `start_step=n` continues exactly after the first n batches, whatever the number of workers. Otherwise every
         image once, in order.
     hflip: probability of a horizontal flip; training alone.
+    rank, processes: of several processes that work on a data set together, this one's part. In training it takes its
+        images of each batch of batch_size, which is that of all (see `positions`; parts: of gradient accumulation), so
+        that together they see what one process sees. Otherwise it takes every processes-th batch of batch_size.
     """
-    sampler: Sampler[list[Draw]] | list[list[Draw]]
+    sampler: Iterable[list[Draw]]
     if train:
         sampler = TrainSampler(len(dataset), batch_size, seed, start_step, hflip)
+        if processes > 1:
+            sampler = OwnPart(sampler, positions(batch_size, parts, rank, processes))
     else:
         every: list[Draw] = [(index, False) for index in range(len(dataset))]
-        sampler = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+        sampler = [every[i : i + batch_size] for i in range(0, len(every), batch_size)][rank::processes]
     loader = DataLoader(
         _Batches(dataset, train),
         sampler=sampler,

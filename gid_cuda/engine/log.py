@@ -47,6 +47,10 @@ class RunLog:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
+    def aside(self, text: str) -> None:
+        """What only the process that says it knows."""
+        self.say(text)
+
     def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
         """After each step: weighted losses by name, their sum as `loss`, counts of instances (`instances`, `gi_...`).
 
@@ -100,3 +104,28 @@ class RunLog:
             except ValueError:  # the line that was being written when the process was killed
                 continue
         write_text(self._path, "".join(kept))
+
+
+class QuietLog(RunLog):
+    """Of the processes that do not write: says what only they know, and nothing else."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start_clock(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def aside(self, text: str) -> None:
+        print(f"process {self._rank}: {text}", flush=True)
+
+    def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
+        pass
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
+        pass
