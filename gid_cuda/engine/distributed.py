@@ -16,6 +16,7 @@ Without torchrun there is one process, and nothing here does anything.
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -178,7 +179,9 @@ def wrap(module: nn.Module) -> nn.Module:
     if not dist.is_initialized():
         return module
     # Buffers are not broadcast: frozen ones are equal, running statistics are brought together when they are needed.
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.15
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{name: False})
 
 
 def accumulating(module: nn.Module, *, last: bool) -> AbstractContextManager[Any]:

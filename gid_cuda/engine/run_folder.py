@@ -1,6 +1,6 @@
 """The folder of a run: who may write into it, and what a resumed run must share with the one that it goes on from.
 
-config.yaml · log.jsonl · tensorboard/ · last.pt · best.pt · metrics.json · launch.json (of many processes)
+    config.yaml · log.jsonl · tensorboard/ · last.pt · best.pt · metrics.json · launch.json (of many processes)
 """
 
 from __future__ import annotations
