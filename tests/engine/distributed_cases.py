@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from engine_helpers import distilled_config, plain_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from gid_cuda.config import Config
 from gid_cuda.distill.selection import keep_instances
 from gid_cuda.engine import distributed, trainer
 from gid_cuda.engine.evaluation import detect
+from gid_cuda.engine.objective import Objective
 from gid_cuda.engine.setup import Run, build_data, build_run
 
 # Of sizes 96x64 and 72x48, which padding makes one: what is padded more has more background.
@@ -25,11 +27,15 @@ CASES: dict[str, list[str]] = {
     "retinanet_torchvision": ["distill=none", "train.fused_losses=false"],
     "fcos": ["distill=none", *FCOS],
     "fcos_torchvision": ["distill=none", *FCOS, "train.fused_losses=false"],
+    # With samplers that take all there is: nothing is left to chance, and the images have unlike numbers of samples.
+    "faster_rcnn": ["distill=none", "model.detector=faster_rcnn"],
     "gid": [],
     "gid_accumulated": ["train.accumulate=2"],
     "fitnet": ["distill.method=fitnet"],
     "fine_grained": ["distill.method=fine_grained"],
 }
+EMPTY = ["retinanet", "fcos", "fcos_torchvision", "faster_rcnn", "gid", "fine_grained"]
+UNLABELLED = ["retinanet", "retinanet_torchvision", "fcos", "fcos_torchvision", "gid"]
 Result = dict[str, Any]
 
 
@@ -47,6 +53,9 @@ def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Seque
     config = config_of(case, data, teacher, folder)
     train_set, _ = build_data(config.data)
     run = build_run(config, train_set.classes)
+    if config.model.detector == "faster_rcnn":
+        for sampler in (run.student.rpn.fg_bg_sampler, run.student.roi_heads.fg_bg_sampler):
+            sampler.batch_size_per_image = 10**6
     batch = next(iter(trainer.train_loader(config, run, train_set)))
     places = _places(config)
     parts, sizes, terms, n = trainer.cut(batch, config.train.accumulate), [], [], 0
@@ -92,6 +101,29 @@ def evaluation(data: Path, teacher: Path, folder: Path) -> Result:
     return {"found": [vars(one) for one in found], "some": vars(some), "metrics": metrics}
 
 
+class PartlyUsed(nn.Module):
+    """As much of a detector as `Objective` sees, with one parameter in use, one in use by process 0, and one never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes, self.never = (nn.Parameter(torch.ones(3)) for _ in range(3))
+
+    def forward(self, images: Tensor, targets: None) -> Any:
+        loss = (self.always * images).sum()
+        if distributed.is_main():
+            loss = loss + (self.sometimes * images).sum()
+        return SimpleNamespace(losses={"loss": loss})
+
+
+def parts_in_use() -> Result:
+    module = distributed.wrap(Objective(PartlyUsed(), None))
+    for _ in range(2):  # DistributedDataParallel complains in the second step of what was missing in the first
+        module.zero_grad()
+        losses, *_ = module(torch.full((3,), 2.0), None, None)
+        losses["loss"].backward()
+    return {name.rpartition(".")[2]: p.grad for name, p in module.named_parameters()}
+
+
 def _places(config: Config) -> list[int]:
     from gid_cuda.data.loaders import positions
 
@@ -117,11 +149,12 @@ def _without_instances(run: Run, none: list[bool]) -> None:
 
 def everything(data: Path, teacher: Path, folder: Path) -> dict[str, Result]:
     results = {case: one_step(case, data, teacher, folder) for case in CASES}
-    for case in ("retinanet", "fcos", "fcos_torchvision", "gid", "fine_grained"):
+    for case in EMPTY:
         results[f"{case}, second half empty"] = one_step(case, data, teacher, folder, empty=(2, 3))
-    for case in ("retinanet", "retinanet_torchvision", "fcos", "fcos_torchvision", "gid"):
+    for case in UNLABELLED:
         results[f"{case}, unlabelled"] = one_step_of_unlabelled(case, data, teacher, folder)
     results["evaluation"] = evaluation(data, teacher, folder)
+    results["parts in use"] = parts_in_use()
     return results
 
 
