@@ -198,6 +198,7 @@ class DistillConfig(Section):
     beta: NonNegativeFloat = 1.0  # of its regression part
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # f_adapt (eq. 5)
     reduction: Literal["instance", "pixel"] = "instance"  # of the feature loss (eq. 4); pixel also divides by P*P
+    canonical_size: PositiveFloat = 224.0  # pixels: instances of this side are at stride 16; scale it with the input
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
     kinds: Literal["all", "ground_truth"] | list[Literal["positive", "semi-positive", "negative"]] = "all"
     response_cls: Literal["bce", "focal"] = "bce"

@@ -109,11 +109,10 @@ double response_sum(const Image<T>& image, int64_t begin, int64_t end) {
   return total;
 }
 
-// Every number of `result` is written once.
+// Every number of `result` is written once; `cleared`: but for the zeros, which are there already.
 template <typename T>
 void write_gradient(
-    const Image<T>& image, float of_focal, float of_response, int64_t begin, int64_t end,
-    T* result) {
+    const Image<T>& image, float of_focal, float of_response, int64_t begin, int64_t end, bool cleared, T* result) {
   const auto background_gradient = GID_WIDEST(background_gradient<T>);
   const int64_t classes = image.classes;
   const auto is_plain = [&](int64_t row) { return !image.is_masked(row) && image.match(row) < 0; };
@@ -124,6 +123,7 @@ void write_gradient(
       background_gradient(
           image.logits + from * classes, (to - from) * classes, of_focal * kBackground, result + from * classes);
     });
+    if (cleared) return;
     for_each_run(first, last, is_left_out, [&](int64_t from, int64_t to) {
       std::fill(result + from * classes, result + to * classes, T{});
     });
@@ -229,7 +229,9 @@ Tensor class_losses_backward(
   const std::optional<Tensor> focal = prepared(grad_focal), response = prepared(grad_response);
   const Arguments in(logits, matched, labels, teacher_logits, mask, soft_focal);
   Tensor result = torch::stable::new_empty(logits, {in.images, in.count, in.classes});
-  wish_for_huge_pages(result);
+  // Without the task loss few rows are more than zero.
+  const bool cleared = !in.matched && zeros_from_the_system(result);
+  if (!cleared) wish_for_huge_pages(result);
   const float *of_focal = pointer<float>(focal), *of_response = pointer<float>(response);
   for_float_type(in.logits, [&](auto type) {
     using T = decltype(type);
@@ -237,7 +239,7 @@ Tensor class_losses_backward(
     in.for_each_chunk([&](int64_t b, int64_t begin, int64_t end, int64_t) {
       const Image<T> image = in.image<T>(b);
       write_gradient(image, of_focal ? of_focal[b] : 0.0f, of_response ? of_response[b] : 0.0f, begin, end,
-                     out + image.first);
+                     cleared, out + image.first);
     });
   });
   return result;

@@ -42,10 +42,12 @@ def crop_features(
     instances: GeneralInstances,
     output_size: int = 10,
     sampling_ratio: int = 2,
+    canonical_size: float = 224.0,
 ) -> Tensor:
     """RoIAlign of each instance from the FPN level that fits its size: (B, K, Ch, P, P) float32; empty slots are 0.
 
-    features: L maps (B, Ch, H_l, W_l), finest first, with their strides in pixels. P = output_size.
+    features: L maps (B, Ch, H_l, W_l), finest first, with their strides in pixels. P = output_size. canonical_size: the
+    side in pixels of boxes that go to stride 16; twice as large, to stride 32.
     """
     crops = multilevel_roi_align(
         features,
@@ -54,6 +56,7 @@ def crop_features(
         strides=strides,
         output_size=output_size,
         sampling_ratio=sampling_ratio,
+        canonical_size=canonical_size,
     )
     return crops.float()
 

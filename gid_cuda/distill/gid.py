@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -53,6 +54,9 @@ class GID(nn.Module):
             boxes of each image in their place. All but "all" need targets, and find nothing in unlabelled images.
         reduction, scope: see above.
         output_size, sampling_ratio: P and the samples a bin and axis of RoIAlign.
+        canonical_size: an instance of this side in pixels gets its features from the level of stride 16, one of twice
+            the side from stride 32. 224, of the paper on feature pyramids, is for images of 800 pixels; for smaller
+            ones it should shrink with them, or the finest level gets all instances and the others are not taught.
 
     Every mean is taken over the batch of all processes where torch.distributed is initialised (see
     `global_normalisers`). Losses are computed in float32 outside autocast. A batch or an image without instances gives
@@ -82,6 +86,7 @@ class GID(nn.Module):
         pre_nms_top_k: int = 0,
         output_size: int = 10,
         sampling_ratio: int = 2,
+        canonical_size: float = 224.0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -100,6 +105,8 @@ class GID(nn.Module):
         ):
             if not value >= least:
                 raise ValueError(f"GID: {name} is {value}, but must be at least {least}")
+        if not 0 < canonical_size < math.inf:
+            raise ValueError(f"GID: canonical_size is {canonical_size}, but must be a number of pixels above 0")
         for name, choice, choices in (
             ("adapt", adapt, ("1x1", "3x3", "none")),
             ("reduction", reduction, ("instance", "pixel")),
@@ -122,6 +129,7 @@ class GID(nn.Module):
         self.kinds = _check_kinds(kinds)
         self.reduction, self.scope = reduction, scope
         self.output_size, self.sampling_ratio = output_size, sampling_ratio
+        self.canonical_size = canonical_size
         # Not made where unused: DistributedDataParallel waits for the gradient of every parameter there is.
         self.uses_features = top_k > 0 and (lambda_feature > 0 or lambda_relation > 0)
         self.adapt: Adaptation | None = None
@@ -198,7 +206,7 @@ class GID(nn.Module):
         self, teacher: DetectorOutputs, student: DetectorOutputs, instances: GeneralInstances
     ) -> tuple[Tensor, Tensor]:
         """t without gradient and adapted s of eqs. 4-6, (B, K, Ch, P, P) float32 each, zero in empty slots."""
-        how = (instances, self.output_size, self.sampling_ratio)
+        how = (instances, self.output_size, self.sampling_ratio, self.canonical_size)
         with torch.no_grad():
             teacher_crops = crop_features(teacher.features, teacher.strides, *how)
         student_crops = crop_features(student.features, student.strides, *how)

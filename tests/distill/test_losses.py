@@ -65,10 +65,11 @@ def test_features_come_from_the_level_of_the_boxs_size() -> None:
         result.strides = [8, 16]
         return result
 
-    gid = GID(1, 1, **only(lambda_feature=1.0), reduction="pixel")
     # differences 1 (fine) and 3 (coarse): (1 + 9) / 2 instances
-    losses, _ = gid(outputs(1.0, 3.0), outputs(0.0, 0.0), FakeDetector())
-    assert losses["loss_feature"].item() == pytest.approx(5)
+    for options, expected in (({}, 5), ({"canonical_size": 40.0}, 9), ({"canonical_size": 300.0}, 1)):
+        gid = GID(1, 1, **only(lambda_feature=1.0), reduction="pixel", **options)
+        losses, _ = gid(outputs(1.0, 3.0), outputs(0.0, 0.0), FakeDetector())
+        assert losses["loss_feature"].item() == pytest.approx(expected)
 
 
 def test_adaptation_maps_the_students_channels_to_the_teachers() -> None:

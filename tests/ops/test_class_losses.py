@@ -223,6 +223,25 @@ def test_a_loss_that_is_not_used_has_no_gradient_and_reads_nothing(device: str, 
 
 
 @each_device
+@each_dtype
+@pytest.mark.parametrize("megabytes", [3, 9, 40])  # of the gradient, in float32
+def test_a_large_gradient_is_zero_where_nothing_is_learned(device: str, dtype: torch.dtype, megabytes: int):
+    """Its zeros may come from the system rather than from the kernel; its memory has been in use before."""
+    rows = megabytes * 2**20 // 4 // 81 + 1
+    student = torch.randn(1, rows, 81, dtype=dtype, device=device).requires_grad_()
+    mask = torch.zeros(1, rows, dtype=torch.bool, device=device)
+    mask[0, [0, 1, rows // 3, rows // 2, rows - 2]] = True
+    teacher = torch.randn(1, rows, 81, dtype=dtype, device=device)
+    for _ in range(3):
+        torch.full_like(student, 7.0)  # freed at once: what is allocated next may get its memory
+        _, response = class_losses(student, teacher_logits=teacher, mask=mask)
+        (gradient,) = torch.autograd.grad(response.sum(), student)
+        assert torch.equal((gradient != 0).any(dim=2), mask)
+        torch.full_like(student, 7.0)
+        del gradient
+
+
+@each_device
 def test_without_ground_truth_and_teacher_there_is_nothing(device: str):
     losses = with_gradient(
         class_losses, "logits", on(device, dict(logits=torch.full((2, 3, 4), NAN))), torch.ones(2, 2)
