@@ -65,7 +65,7 @@ def test_a_step_is_left_out(
     assert entry["what"].endswith(": this step was left out (1 so far)") and entry["what"] in capsys.readouterr().out
     steps = entries(tmp_path / "run", "train")
     assert [e["step"] for e in steps] == [1, 3, 4]
-    assert [e["lr"] for e in steps] == pytest.approx([0.0005, 0.001, 0.001], rel=0.2)  # the schedule goes on
+    assert [e["lr"] for e in steps] == pytest.approx([0.0005, 0.001, 0.0005])  # of steps 1, 3 and 4
     assert all(value.isfinite().all() for value in states[4].values())
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped"] == 1
 

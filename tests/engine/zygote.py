@@ -62,6 +62,8 @@ class Zygote:
     def start(self, script: Path, *arguments: str) -> Process:
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        out.touch()
+        err.touch()
         pid = _ask(self._zygote, {"argv": [str(script), *arguments], "out": str(out), "err": str(err)})
         return Process(self._zygote, pid, out, err)
 
