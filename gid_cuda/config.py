@@ -232,6 +232,8 @@ class TrainConfig(Section):
     milestones: list[PositiveInt] = []  # step schedule: divided by 10 after each of these steps
     warmup_steps: NonNegativeInt = 1000
     clip_grad_norm: PositiveFloat | None = None
+    # a loss or gradient that is not finite: stop, or skip that step's update (the run stops after ten in a row)
+    on_nan: Literal["stop", "skip"] = "stop"
     amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
     channels_last: bool = True
     compile: bool = False  # both networks by torch.compile, whose first steps take minutes; evaluation runs without
@@ -258,7 +260,8 @@ _METHOD_IS_FOR = {
 
 class Config(Section):
     output: HomePath  # the run's folder
-    seed: Seed = 0
+    seed: Seed = 0  # the same seed on the same machine and CPU gives the same weights, bit for bit
+    deterministic: bool = False  # ... and on the same GPU: slower; operators without a deterministic form are refused
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
     input: InputConfig = InputConfig()

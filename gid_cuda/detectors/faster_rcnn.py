@@ -17,10 +17,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
 from gid_cuda.detectors import dense_losses
-from gid_cuda.detectors.aligned_rois import AlignedRoIAlign
+from gid_cuda.detectors.aligned_rois import AlignedRoIAlign, ShiftedRoIAlign
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.torchvision_base import (
@@ -240,18 +239,8 @@ def _anchor_generator(sizes: Sequence[int], *, exact: bool) -> AnchorGenerator:
 
 
 def _roi_pool(*, aligned: bool) -> MultiScaleRoIAlign:
-    """torchvision's, told the levels' strides.
-
-    Left alone it takes them from the first batch's sizes before padding, and keeps them: after one that begins with an
-    image much smaller than its padding every later crop comes from the wrong place.
-    """
-    names, strides = ["0", "1", "2", "3"], PYRAMID_STRIDES["P2-P6"][:4]
-    if aligned:
-        return AlignedRoIAlign(names, strides)
-    pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = initLevelMapper(2, 5, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level)
-    return pool
+    kind = AlignedRoIAlign if aligned else ShiftedRoIAlign
+    return kind(["0", "1", "2", "3"], PYRAMID_STRIDES["P2-P6"][:4])
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def _leave_after(error: BaseException, store: dist.Store) -> None:
     if "nccl" not in dist.get_backend_config():  # NCCL's waits for kernels that may never end; the exit closes it too
         dist.destroy_process_group()
     if not first:
-        codes = {SystemExit: getattr(error, "code", 1), KeyboardInterrupt: 130, UserError: 2}
+        codes = {SystemExit: getattr(error, "code", 1), KeyboardInterrupt: getattr(error, "status", 130), UserError: 2}
         sys.exit(next((code for kind, code in codes.items() if isinstance(error, kind)), 1))
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(x in str(error) for x in _LOST)):
         raise UserError(

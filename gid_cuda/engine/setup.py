@@ -37,6 +37,7 @@ class Progress:
     seconds: float = 0.0  # of training, evaluations left out
     best_ap: float = -1.0
     best_step: int = 0
+    skipped: int = 0  # of the steps done, those that were left out because of NaN
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Run:
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     metrics: dict[str, Any] | None = None  # of the latest evaluation
+    skipped_in_a_row: int = 0  # steps, up to the last one
     told: set[str] = field(default_factory=set)  # what has been said of files that cannot be read
     objective: nn.Module = field(init=False)  # student and criterion; of many processes, in DistributedDataParallel
 

@@ -17,13 +17,16 @@ from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
 from gid_cuda.detectors.outputs import Detector, Target
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import kind_counts
-from gid_cuda.engine import checks, distributed, elastic, optim
+from gid_cuda.engine import checks, distributed, elastic, optim, skipping
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.contract import check_contract
+from gid_cuda.engine.deterministic import deterministic
 from gid_cuda.engine.draws import draws_of_step
 from gid_cuda.engine.evaluation import evaluate, format_metrics
+from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.log import QuietLog, RunLog
-from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.run_record import write_run_record
 from gid_cuda.engine.setup import (
     Run,
     build_data,
@@ -46,10 +49,17 @@ def train(
     holds: the metrics of the finished model (percent), AP and step of the best checkpoint, parameters, seconds of
     training, step.
     Raises UserError for mistakes in config, data or weights, for a detector that breaks its contract, and where a loss
-    stops being finite.
+    stops being finite; Stopped, a KeyboardInterrupt, where a signal ended the run, whose steps are then saved.
     Under torchrun all processes call this with the same arguments, see `engine.distributed`; processes that it starts
     again go on from last.pt, whatever resume and overwrite say.
     """
+    with Interrupt() as interrupt, deterministic(config.deterministic):
+        return _train(config, interrupt, resume=resume, overwrite=overwrite, adapter=adapter)
+
+
+def _train(
+    config: Config, interrupt: Interrupt, *, resume: bool, overwrite: bool, adapter: Builder | None
+) -> dict[str, Any]:
     distributed.check_batch(config.train.batch_size, config.train.accumulate)
     if elastic.is_restarted(config.output):
         resume, overwrite = True, False
@@ -61,11 +71,13 @@ def train(
     content = distributed.on_main(lambda: resume_content(config, train_set.classes)) if resume else None
     if content is not None:
         run.restore(content)
+        run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, train_set)
     folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
-    with _open_log(config, folder, progress.step) as log:
+    distributed.on_main(lambda: write_run_record(folder, config, train_set.classes, step=progress.step))
+    with _open_log(config, run, folder) as log:
         for line in describe(config, run, train_set, val_set):
             log.say(line)
         if resume:
@@ -77,12 +89,21 @@ def train(
         start_random(config, content)
         log.start_clock()
 
-        while progress.step < settings.steps:
+        interrupt.finish_steps()
+
+        while True:
+            if _owes_evaluation(config, run):
+                with interrupt.at_once():
+                    _evaluate(config, run, val_set, folder, log)
+                _save(folder / "last.pt", config, run, train_set.classes)
+            if progress.step >= settings.steps:
+                break
             began = time.monotonic()
             parts = cut(next(batches), settings.accumulate)
             lr = optim.learning_rate(settings, progress.step)
             optim.set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad(set_to_none=True)
+            before = skipping.remember(config, run)
             terms = []  # of each part: scalars on the device
             for number, part in enumerate(parts):
                 with distributed.accumulating(run.objective, last=number == len(parts) - 1):
@@ -90,20 +111,24 @@ def train(
                     total = torch.stack(list(losses.values())).sum()
                     run.scaler.scale(total / len(parts)).backward()
                 terms.append({**losses, "loss": total, **others})
-            values = update(config, run, terms, [part.image_ids for part in parts])
+            try:
+                values = update(config, run, terms, [part.image_ids for part in parts])
+                run.skipped_in_a_row = 0
+            except checks.NotFinite as problem:
+                log.skipped(progress.step + 1, skipping.skip(config, run, before, problem))
+                values = {}
             progress.step += 1
             progress.seconds += time.monotonic() - began
-            log.train(progress.step, values, lr=lr, images=settings.batch_size)
-            if warning := balance.add(values):
-                log.say(warning)
-            evaluating = progress.step == settings.steps or _due(progress.step, settings.eval_every)
-            if evaluating:
-                _evaluate(config, run, val_set, folder, log)
-            if evaluating or _due(progress.step, settings.checkpoint_every):
+            if values:
+                log.train(progress.step, values, lr=lr, images=settings.batch_size)
+                if warning := balance.add(values):
+                    log.say(warning)
+            stopping = distributed.any_process(interrupt.asked())
+            if stopping or _owes_evaluation(config, run) or _due(progress.step, settings.checkpoint_every):
                 _save(folder / "last.pt", config, run, train_set.classes)
+            if stopping:
+                raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
-        if run.metrics is None or run.metrics["step"] != progress.step:  # resumed with fewer steps than were done
-            _evaluate(config, run, val_set, folder, log)
         assert run.metrics is not None
         log.say(format_metrics(run.metrics))
     result = {**run.metrics, **asdict(progress), "parameters": count_parameters(run.student)}
@@ -161,10 +186,12 @@ def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
     )
 
 
-def _open_log(config: Config, folder: Path, step: int) -> RunLog:
+def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
     if not distributed.is_main():
         return QuietLog(distributed.rank())
-    return RunLog(folder, start_step=step, steps=config.train.steps, every=config.train.log_every)
+    settings, owed = config.train, _owes_evaluation(config, run)
+    step = run.progress.step
+    return RunLog(folder, start_step=step, steps=settings.steps, every=settings.log_every, evaluating=owed)
 
 
 def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
@@ -211,6 +238,13 @@ def to_device(config: Config, run: Run, batch: Batch, part: int = 0) -> tuple[Im
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _owes_evaluation(config: Config, run: Run) -> bool:
+    """last.pt is written before an evaluation, too: what ends in the middle of it begins again with it."""
+    step = run.progress.step
+    due = step >= config.train.steps or step > 0 and _due(step, config.train.eval_every)
+    return due and (run.metrics is None or run.metrics["step"] != step or run.progress.best_step == 0)
 
 
 def _check_contract(config: Config, run: Run, dataset: DetectionDataset) -> None:
