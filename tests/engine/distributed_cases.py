@@ -124,6 +124,14 @@ def parts_in_use() -> Result:
     return {name.rpartition(".")[2]: p.grad for name, p in module.named_parameters()}
 
 
+def running_statistics() -> Result:
+    """Of live batch norm that has seen ones on process 0 and threes on process 1."""
+    norm = nn.BatchNorm1d(2, momentum=1.0)
+    norm(torch.full((4, 2), 1.0 + 2 * distributed.rank()))
+    distributed.average_running_statistics(nn.Sequential(norm))
+    return {"mean": norm.running_mean, "steps": norm.num_batches_tracked}
+
+
 def _places(config: Config) -> list[int]:
     from gid_cuda.data.loaders import positions
 
@@ -154,7 +162,7 @@ def everything(data: Path, teacher: Path, folder: Path) -> dict[str, Result]:
     for case in UNLABELLED:
         results[f"{case}, unlabelled"] = one_step_of_unlabelled(case, data, teacher, folder)
     results["evaluation"] = evaluation(data, teacher, folder)
-    results["parts in use"] = parts_in_use()
+    results["parts in use"], results["running statistics"] = parts_in_use(), running_statistics()
     return results
 
 

@@ -91,6 +91,11 @@ def test_parameters_that_a_process_does_not_use_take_part(results: Pair) -> None
         assert found["never"] is None or not found["never"].any()
 
 
+def test_live_batch_norm_is_brought_together(results: Pair) -> None:
+    assert all(result["running statistics"]["mean"].tolist() == [2, 2] for result in results[1])
+    assert results[0]["running statistics"]["mean"].tolist() == [1, 1]
+
+
 def test_shares_of_a_batch() -> None:
     assert [positions(8, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [positions(8, 2, rank, 2) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
