@@ -79,13 +79,16 @@ def _join() -> dist.Store:
             f"many processes are started by torchrun, which sets {', '.join(_NEEDED)}; here {', '.join(missing)} "
             "is missing: start with torchrun, or unset RANK and WORLD_SIZE for one process"
         )
-    store, number, count = next(dist.rendezvous("env://"))
+    shared, number, count = next(dist.rendezvous("env://"))
+    # torchrun's store outlives the processes that it restarts: the addresses of the dead must not be found again.
+    attempt = f"gid_cuda/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{count}"
+    store = dist.PrefixStore(attempt, shared)
     # Small things of the host go by gloo, so that nothing waits for a GPU to say a word.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_LONGEST_WAIT)
     if torch.cuda.is_available() and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
-    return dist.PrefixStore("gid_cuda", store)
+    return dist.PrefixStore("end", store)
 
 
 def _leave_after(error: BaseException, store: dist.Store) -> None:
