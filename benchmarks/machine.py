@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torchvision
 
 from gid_cuda import _library
 from gid_cuda.errors import UserError
+from gid_cuda.machine import cpu_name, git_commit, nvidia_smi
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,47 +38,14 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "cuda": torch.version.cuda,
-        "driver": _driver() if device.type == "cuda" else None,
+        "driver": next(iter(nvidia_smi("driver_version")), "unknown") if device.type == "cuda" else None,
         "kernels": _kernels(device),
         "python": platform.python_version(),
         "system": platform.system(),
-        "commit": commit(),
+        "commit": git_commit() or "unknown",
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python", *sys.argv]).replace(f"{ROOT}{os.sep}", ""),
     }
-
-
-def cpu_name() -> str:
-    """The processor's model as the system names it, and how many cores this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_cpu_model()}, {cores} cores"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def commit() -> str:
-    """git's name of the checkout, with -dirty where tracked files were changed; "unknown" outside a checkout."""
-    try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
-    except OSError:
-        return "unknown"
-    return run.stdout.strip() or "unknown"
-
-
-def _driver() -> str:
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        run = subprocess.run(query, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return run.stdout.split("\n")[0].strip() or "unknown"
 
 
 def _kernels(device: torch.device) -> str:

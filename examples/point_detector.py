@@ -28,6 +28,7 @@ from gid_cuda.detectors.outputs import (
     Target,
 )
 from gid_cuda.detectors.postprocess import detect
+from gid_cuda.normalisers import global_normalisers
 from gid_cuda.ops import class_losses
 
 STRIDE = 8  # pixels from point to point
@@ -80,7 +81,7 @@ class PointDetector(Detector):
         matched = _owners(truth.boxes, slots < truth.counts[:, None], outputs.anchors)
         matched = matched.masked_fill(truth.counts[:, None] < 0, -2)  # unlabelled: left out, not background
         found = matched >= 0
-        share = 1.0 / found.sum().clamp(min=1)
+        share = 1.0 / global_normalisers(found.sum())[0]  # of all processes
         focal, _ = class_losses(outputs.logits, matched=matched, labels=truth.labels)
         boxes = outputs.coder.decode(outputs.deltas, outputs.anchors)
         objects = torch.cat([truth.boxes.new_zeros(len(truth.boxes), 1, 4), truth.boxes], dim=1)

@@ -77,7 +77,7 @@ class DataConfig(Section):
     # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
     classes: list[str] | None = None
     one_based: bool = False  # VOC: coordinates start at 1
-    workers: NonNegativeInt = 2  # loader processes
+    workers: NonNegativeInt = 2  # loader processes, of each process that trains
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
     generated: GeneratedConfig = GeneratedConfig()
 
@@ -114,7 +114,8 @@ class ModelConfig(Section):
     # scripts/convert_checkpoint.py need; teacher and student alike
     variant: Literal["torchvision", "mmdetection"] = "torchvision"
     backbone_weights: Literal["imagenet"] | None = None  # torchvision's, by name; ignored where `weights` is given
-    norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
+    # batch norm: frozen statistics, or live (from scratch needs live): those of each process's own images
+    norm: Literal["frozen", "live"] = "frozen"
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
     fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256
@@ -223,16 +224,19 @@ class DistillConfig(Section):
 
 class TrainConfig(Section):
     steps: PositiveInt
-    batch_size: PositiveInt = 16  # images a step, over all accumulation parts
-    accumulate: PositiveInt = 1  # parts that a batch is cut into
+    # images a step, over all processes and accumulation parts: torchrun changes neither what a step sees nor the rate
+    batch_size: PositiveInt = 16
+    accumulate: PositiveInt = 1  # parts that a batch is cut into, each spread over all processes
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.01
+    lr: PositiveFloat = 0.01  # for batch_size images, whatever the number of processes
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: list[PositiveInt] = []  # step schedule: divided by 10 after each of these steps
     warmup_steps: NonNegativeInt = 1000
     clip_grad_norm: PositiveFloat | None = None
+    # a loss or gradient that is not finite: stop, or skip that step's update (the run stops after ten in a row)
+    on_nan: Literal["stop", "skip"] = "stop"
     amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
     channels_last: bool = True
     compile: bool = False  # both networks by torch.compile, whose first steps take minutes; evaluation runs without
@@ -259,7 +263,8 @@ _METHOD_IS_FOR = {
 
 class Config(Section):
     output: HomePath  # the run's folder
-    seed: Seed = 0
+    seed: Seed = 0  # the same seed on the same machine and CPU gives the same weights, bit for bit
+    deterministic: bool = False  # ... and on the same GPU: slower; operators without a deterministic form are refused
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataConfig
     input: InputConfig = InputConfig()

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
 
 class UserError(ValueError):
     """A mistake outside the code, told in one sentence: what is wrong, where, and what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the run; as an exception it passes by what catches mistakes, as Ctrl-C does.
+
+    status: the exit status that shells expect, 128 + the signal's number.
+    """
+
+    def __init__(self, number: int, consequence: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}: {consequence}")
+        self.status = 128 + number
 
 
 def reason(error: Exception) -> str:
@@ -31,7 +43,7 @@ def printable(text: str) -> str:
 def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
     """Around a script's work: a UserError, or what the file system refuses, prints `error: ...` and exits with 2.
 
-    Ctrl-C prints `interrupted` and exits with 130, as shells expect.
+    Ctrl-C prints `interrupted` and exits with 130, as shells expect; a `Stopped` its own sentence and status.
     """
     try:
         yield
@@ -43,6 +55,9 @@ def told_in_one_sentence(*, interrupted: str = "interrupted") -> Iterator[None]:
         text = f"error: {where}{problem.strerror or problem}; is there room, and may this user write?"
         print(printable(text), file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)

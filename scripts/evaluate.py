@@ -8,6 +8,7 @@ import sys
 
 from gid_cuda.config import load_config
 from gid_cuda.detectors.own import load_adapter
+from gid_cuda.engine.distributed import first_of_each_machine, is_main, processes
 from gid_cuda.engine.evaluation import evaluate_weights, format_metrics
 from gid_cuda.errors import printable, told_in_one_sentence
 
@@ -18,14 +19,17 @@ def main() -> None:
     parser.add_argument("--weights", required=True, metavar="FILE", help="best.pt or last.pt of a run, or a state dict")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example input.min_size=[600]")
     parser.add_argument("--adapter", metavar="FILE", help="builds a detector of your own, see docs/own_detector.md")
-    args = parser.parse_intermixed_args()
-    config = load_config(args.cfg, args.overrides)
+    with first_of_each_machine():
+        args = parser.parse_intermixed_args()
+        config = load_config(args.cfg, args.overrides)
     metrics = evaluate_weights(config, args.weights, adapter=load_adapter(args.adapter))
+    if not is_main():
+        return
     for note in metrics["notes"]:
         print(printable(note), file=sys.stderr)
     print(format_metrics(metrics))
 
 
 if __name__ == "__main__":
-    with told_in_one_sentence():
+    with told_in_one_sentence(), processes():
         main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gid_cuda.data.dataset import DetectionDataset, Sample
 from gid_cuda.data.images import UnreadableImage
+from gid_cuda.data.workers import leave_signals_to_the_trainer, surviving
 from gid_cuda.errors import UserError
 
 Draw = tuple[int, bool]
@@ -108,6 +109,28 @@ class TrainSampler(Sampler[list[Draw]]):
             epoch, skip = epoch + 1, 0
 
 
+def positions(batch_size: int, parts: int, rank: int, processes: int) -> list[int]:
+    """Which images of a batch of all processes are those of process `rank`, part by part.
+
+    Each of the `parts` of a batch is spread over the processes, so that part k holds the same images whether one
+    process works on it or many. batch_size is a multiple of parts * processes.
+    """
+    part = batch_size // parts
+    own = part // processes
+    return [k * part + rank * own + i for k in range(parts) for i in range(own)]
+
+
+class OwnPart(Sampler[list[Draw]]):
+    """Of each batch that another sampler yields, the draws at these positions."""
+
+    def __init__(self, sampler: Iterable[list[Draw]], places: Sequence[int]) -> None:
+        self.sampler, self.places = sampler, places
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for draws in self.sampler:
+            yield [draws[place] for place in self.places]
+
+
 class _Batches(Dataset["Batch | str"]):
     """Makes whole batches in the worker: `__getitem__` takes what the sampler yields.
 
@@ -148,19 +171,23 @@ def _unchanged(batch: Any) -> Any:
 
 
 class Loader:
-    """Iterates over batches. In training without end (and without a length)."""
+    """Iterates once over batches. In training without end (and without a length).
 
-    def __init__(self, loader: DataLoader[Batch | str]) -> None:
-        self._loader = loader
+    loader_from(n): a DataLoader that begins with the batch after the first n. A loader process that dies is replaced
+    with a warning, and the batches go on as they would have.
+    """
+
+    def __init__(self, loader_from: Callable[[int], DataLoader[Batch | str]]) -> None:
+        self._loader_from = loader_from
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        for batch in surviving(self._loader_from):
             if isinstance(batch, str):
                 raise UserError(batch)
             yield batch
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._loader_from(0))
 
 
 def build_loader(
@@ -173,6 +200,9 @@ def build_loader(
     start_step: int = 0,
     hflip: float = 0.0,
     pin_memory: bool = False,
+    parts: int = 1,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Loader:
     """Batches of `dataset`.
 
@@ -180,21 +210,31 @@ def build_loader(
         `start_step=n` continues exactly after the first n batches, whatever the number of workers. Otherwise every
         image once, in order.
     hflip: probability of a horizontal flip; training alone.
+    rank, processes: of several processes that work on a data set together, this one's part. In training it takes its
+        images of each batch of batch_size, which is that of all (see `positions`; parts: of gradient accumulation), so
+        that together they see what one process sees. Otherwise it takes every processes-th batch of batch_size.
     """
-    sampler: Sampler[list[Draw]] | list[list[Draw]]
-    if train:
-        sampler = TrainSampler(len(dataset), batch_size, seed, start_step, hflip)
-    else:
-        every: list[Draw] = [(index, False) for index in range(len(dataset))]
-        sampler = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
-    loader = DataLoader(
-        _Batches(dataset, train),
-        sampler=sampler,
-        batch_size=None,  # the sampler yields whole batches already
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed % 2**63),  # else an iterator draws from the global generator
-    )
-    return Loader(loader)
+    every: list[Draw] = [(index, False) for index in range(0 if train else len(dataset))]
+
+    def loader_from(done: int) -> DataLoader[Batch | str]:
+        sampler: Iterable[list[Draw]]
+        if train:
+            sampler = TrainSampler(len(dataset), batch_size, seed, start_step + done, hflip)
+            if processes > 1:
+                sampler = OwnPart(sampler, positions(batch_size, parts, rank, processes))
+        else:
+            batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+            sampler = batches[rank::processes][done:]
+        return DataLoader(
+            _Batches(dataset, train),
+            sampler=sampler,
+            batch_size=None,  # the sampler yields whole batches already
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            worker_init_fn=leave_signals_to_the_trainer,
+            generator=torch.Generator().manual_seed(seed % 2**63),  # else an iterator draws from the global generator
+        )
+
+    return Loader(loader_from)

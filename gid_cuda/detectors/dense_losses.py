@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from gid_cuda.detectors.outputs import DetectorOutputs, Target
+from gid_cuda.normalisers import global_images
 from gid_cuda.ops import box_losses, class_losses, match_anchors
 
 
@@ -77,15 +78,17 @@ def task_losses(
 ) -> tuple[dict[str, Tensor], TaskRecord]:
     """torchvision's RetinaNet losses, "classification" (focal) and "bbox_regression" (L1), and their record.
 
-    Each is summed over an image, divided by the image's foreground anchors, and averaged over the labelled images. But
-    a ground truth that overlaps no anchor, as one without area, has none, where torchvision gives it all of them.
+    Each is summed over an image, divided by the image's foreground anchors, and averaged over the labelled images,
+    those of all processes (see `global_normalisers`). But a ground truth that overlaps no anchor, as one without area,
+    has none, where torchvision gives it all of them.
     targets: B dicts, None: unlabelled. high, low, low_quality: see `match_anchors`. Raises ValueError where a label is
     none of the C classes; on a GPU, which is not waited for, a device-side assertion fails, as in torchvision's loss.
     """
     truth = join_targets(targets, outputs.logits.device)
     check_labels(truth.labels, outputs.logits.shape[2])
     matched = match_anchors(truth.boxes, truth.counts, outputs.anchors, high=high, low=low, low_quality=low_quality)
-    share = 1.0 / ((matched >= 0).sum(dim=1).clamp(min=1) * max(1, truth.labelled))
+    images = global_images(truth.labelled, outputs.logits.device)
+    share = 1.0 / ((matched >= 0).sum(dim=1).clamp(min=1) * images)
     focal, _ = class_losses(outputs.logits, matched=matched, labels=truth.labels)
     l1, _ = box_losses(
         outputs.deltas,

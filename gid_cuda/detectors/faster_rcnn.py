@@ -17,10 +17,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.poolers import initLevelMapper
 
 from gid_cuda.detectors import dense_losses
-from gid_cuda.detectors.aligned_rois import AlignedRoIAlign
+from gid_cuda.detectors.aligned_rois import AlignedRoIAlign, ShiftedRoIAlign
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
 from gid_cuda.detectors.torchvision_base import (
@@ -31,6 +30,7 @@ from gid_cuda.detectors.torchvision_base import (
     grid_anchors,
     sizes_tensor,
 )
+from gid_cuda.normalisers import process_count, shares_of_means
 from gid_cuda.ops import match_anchors
 
 DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -142,13 +142,13 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
     ) -> dict[str, Tensor]:
         """torchvision's four losses over the labelled images; what has no sample is a zero that reaches its head.
 
-        An unlabelled image gives no sample to either stage; the means of both are over samples.
+        An unlabelled image gives no sample to either stage; the means of both are over samples, those of all processes.
         """
         check_targets_fit(targets, outputs)
         labelled = [target is not None for target in targets]
         known = [_inner_target(target, self.num_classes, outputs.anchors.device) for target in targets]
         with torch.autocast(outputs.logits.device.type, enabled=False):
-            objectness, rpn_box_reg = self._rpn_losses(outputs, known, labelled)
+            objectness, rpn_box_reg, anchors_drawn = self._rpn_losses(outputs, known, labelled)
             proposals = self._proposals(outputs, image_sizes, training=True)
             proposals = [boxes if use else boxes[:0] for boxes, use in zip(proposals, labelled, strict=True)]
             rois, _, labels, box_targets = self.roi_heads.select_training_samples(proposals, known)
@@ -158,6 +158,11 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
                 classifier, box_reg = fastrcnn_loss(class_logits, deltas, labels, box_targets)
             else:
                 classifier, box_reg = empty_sum(class_logits), empty_sum(deltas)
+        if process_count() > 1:
+            rois_drawn = torch.full_like(anchors_drawn, len(class_logits))
+            of_anchors, of_rois = shares_of_means(anchors_drawn, rois_drawn)
+            objectness, rpn_box_reg = objectness * of_anchors, rpn_box_reg * of_anchors
+            classifier, box_reg = classifier * of_rois, box_reg * of_rois
         return {
             "loss_objectness": objectness,
             "loss_rpn_box_reg": rpn_box_reg,
@@ -167,9 +172,11 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
 
     def _rpn_losses(
         self, outputs: DetectorOutputs, targets: list[Target], labelled: list[bool]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Objectness, boxes, and how many anchors they are the means of, 0-dim int64."""
         if not any(labelled):
-            return empty_sum(outputs.logits), empty_sum(outputs.deltas)
+            none = torch.zeros((), dtype=torch.int64, device=outputs.logits.device)
+            return empty_sum(outputs.logits), empty_sum(outputs.deltas), none
         anchors = [outputs.anchors] * len(targets)
         labels, boxes = self.rpn.assign_targets_to_anchors(anchors, targets)
         labels = [  # -1: never sampled
@@ -177,7 +184,14 @@ class FasterRCNN(TorchvisionDetector, TorchvisionFasterRCNN):
         ]
         box_targets = self.rpn.box_coder.encode(boxes, anchors)
         logits, deltas = outputs.logits.flatten(0, 1).float(), outputs.deltas.flatten(0, 1).float()
-        return self.rpn.compute_loss(logits, deltas, labels, box_targets)
+        return *self.rpn.compute_loss(logits, deltas, labels, box_targets), self._anchors_drawn(labels)
+
+    def _anchors_drawn(self, labels: list[Tensor]) -> Tensor:
+        """How many the RPN's sampler takes of these: 1 positive, 0 negative, -1 neither."""
+        sampler, found = self.rpn.fg_bg_sampler, torch.stack(labels)
+        most = sampler.batch_size_per_image
+        positive = (found >= 1).sum(dim=1).clamp(max=int(most * sampler.positive_fraction))
+        return (positive + torch.minimum((found == 0).sum(dim=1), most - positive)).sum()
 
     @torch.no_grad()
     def assign(self, instances: GeneralInstances, outputs: DetectorOutputs) -> Tensor:
@@ -225,18 +239,8 @@ def _anchor_generator(sizes: Sequence[int], *, exact: bool) -> AnchorGenerator:
 
 
 def _roi_pool(*, aligned: bool) -> MultiScaleRoIAlign:
-    """torchvision's, told the levels' strides.
-
-    Left alone it takes them from the first batch's sizes before padding, and keeps them: after one that begins with an
-    image much smaller than its padding every later crop comes from the wrong place.
-    """
-    names, strides = ["0", "1", "2", "3"], PYRAMID_STRIDES["P2-P6"][:4]
-    if aligned:
-        return AlignedRoIAlign(names, strides)
-    pool = MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2)
-    pool.scales = [1 / stride for stride in strides]
-    pool.map_levels = initLevelMapper(2, 5, canonical_scale=pool.canonical_scale, canonical_level=pool.canonical_level)
-    return pool
+    kind = AlignedRoIAlign if aligned else ShiftedRoIAlign
+    return kind(["0", "1", "2", "3"], PYRAMID_STRIDES["P2-P6"][:4])
 
 
 @contextmanager

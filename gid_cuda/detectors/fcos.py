@@ -11,7 +11,7 @@ from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 
-from gid_cuda.detectors import fcos_losses
+from gid_cuda.detectors import dense_losses, fcos_losses
 from gid_cuda.detectors.backbones import PYRAMID_STRIDES
 from gid_cuda.detectors.fcos_losses import FCOSOutputs
 from gid_cuda.detectors.outputs import BoxCoder, ClassRows, DetectorOutputs, GeneralInstances, ImageList, Target
@@ -23,6 +23,7 @@ from gid_cuda.detectors.torchvision_base import (
     grid_anchors,
     sizes_tensor,
 )
+from gid_cuda.normalisers import process_count, shares_of_means
 
 DEFAULT_HEAD_DEPTH = 4
 GROUPS = 32  # of the group norm in torchvision's heads
@@ -32,10 +33,10 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
     """torchvision's FCOS behind the `Detector` interface; state-dict keys are torchvision's own.
 
     Task losses are torchvision's, by its names: "classification" (focal), "bbox_regression" (GIoU) and "bbox_ctrness",
-    sums divided by the foreground locations of all labelled images; computed without a wait for the device, or by
-    torchvision itself where fused_losses is False. Under autocast the network runs in low precision; anchors, decoding
-    and losses stay float32. `anchors` are one square a location, as wide as its level's stride: no more than the
-    location and the unit of the deltas.
+    sums divided by the foreground locations of all labelled images, of all processes; computed without a wait for the
+    device, or by torchvision itself where fused_losses is False. Under autocast the network runs in low precision;
+    anchors, decoding and losses stay float32. `anchors` are one square a location, as wide as its level's stride: no
+    more than the location and the unit of the deltas.
 
     backbone: gives the levels P3..P7 and has `out_channels`, a multiple of 32 (group norm in the heads).
     num_classes: C, without background. head_depth: 3x3 convolutions of each head. response_cls: see `response_losses`.
@@ -102,6 +103,7 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
                 outputs, targets, _level_sizes(outputs), radius=self.center_sampling_radius
             )
             return losses
+        share = self._share(outputs, targets)
         labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
         if not labelled:
             names = ("classification", "bbox_regression", "bbox_ctrness")
@@ -109,7 +111,17 @@ class FCOS(TorchvisionDetector, TorchvisionFCOS):
         with torch.autocast(outputs.logits.device.type, enabled=False):
             head_outputs = {name: torch.stack([x[i].float() for i, _ in labelled]) for name, x in predictions.items()}
             known = [target for _, target in labelled]
-            return self.compute_loss(known, head_outputs, [outputs.anchors] * len(known), _level_sizes(outputs))
+            losses = self.compute_loss(known, head_outputs, [outputs.anchors] * len(known), _level_sizes(outputs))
+        return {name: loss * share for name, loss in losses.items()} if share is not None else losses
+
+    def _share(self, outputs: FCOSOutputs, targets: Sequence[Target | None]) -> Tensor | None:
+        """torchvision divides by the foreground locations of this process; see `shares_of_means`. None on one."""
+        if process_count() == 1:
+            return None
+        truth = dense_losses.join_targets(targets, outputs.logits.device)
+        radius = self.center_sampling_radius
+        matched = fcos_losses.match_locations(truth, outputs.anchors, _level_sizes(outputs), radius=radius)
+        return shares_of_means((matched >= 0).sum())[0]
 
     @torch.no_grad()
     def assign(self, instances: GeneralInstances, outputs: DetectorOutputs) -> Tensor:

@@ -26,6 +26,7 @@ from gid_cuda.detectors.dense_losses import (
 )
 from gid_cuda.detectors.giou import giou_loss
 from gid_cuda.detectors.outputs import DetectorOutputs, Target
+from gid_cuda.normalisers import global_normalisers
 from gid_cuda.ops import class_losses
 
 
@@ -41,16 +42,17 @@ def task_losses(
 ) -> tuple[dict[str, Tensor], TaskRecord]:
     """torchvision's FCOS losses: "classification" (focal), "bbox_regression" (GIoU), "bbox_ctrness" (cross-entropy).
 
-    Each is a sum divided by the foreground locations of all labelled images, or by 1 where there are none. targets: B
-    dicts, None: unlabelled. level_sizes, radius: see `match_locations`. The record is of the classification loss, the
-    one that shares a gradient with distillation. Raises ValueError where a label is none of the C classes; on a GPU,
-    which is not waited for, a device-side assertion fails.
+    Each is a sum divided by the foreground locations of all labelled images (of all processes, see
+    `global_normalisers`), or by 1 where there are none. targets: B dicts, None: unlabelled. level_sizes, radius: see
+    `match_locations`. The record is of the classification loss, the one that shares a gradient with distillation.
+    Raises ValueError where a label is none of the C classes; on a GPU, which is not waited for, a device-side assertion
+    fails.
     """
     truth = join_targets(targets, outputs.logits.device)
     check_labels(truth.labels, outputs.logits.shape[2])
     matched = match_locations(truth, outputs.anchors, level_sizes, radius=radius)
     foreground = matched >= 0
-    share = 1.0 / foreground.sum().clamp(min=1)
+    share = 1.0 / global_normalisers(foreground.sum())[0]
     focal, _ = class_losses(outputs.logits, matched=matched, labels=truth.labels)
     boxes = _boxes_of(truth, matched)
     giou = giou_loss(_decode(outputs, outputs.deltas, foreground), boxes)

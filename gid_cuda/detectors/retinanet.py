@@ -25,6 +25,7 @@ from gid_cuda.detectors.torchvision_base import (
     grid_anchors,
     sizes_tensor,
 )
+from gid_cuda.normalisers import global_images
 from gid_cuda.ops import match_anchors
 
 DEFAULT_ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -37,8 +38,8 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
     """torchvision's RetinaNet behind the `Detector` interface; state-dict keys are torchvision's own.
 
     Task losses are torchvision's, by its names: "classification" (focal) and "bbox_regression" (L1), means over the
-    labelled images; computed by fused operators, or by torchvision itself where fused_losses is False. Under autocast
-    the network runs in low precision; anchors, decoding and losses stay float32.
+    labelled images of all processes; computed by fused operators, or by torchvision itself where fused_losses is False.
+    Under autocast the network runs in low precision; anchors, decoding and losses stay float32.
 
     backbone: gives the levels P3..P7 and has `out_channels`.
     num_classes: C, without background. anchor_sizes: pixels, one a level, each at 3 scales and 3 ratios.
@@ -111,6 +112,7 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
             )
             return losses
         labelled = [(index, target) for index, target in enumerate(targets) if target is not None]
+        share = len(labelled) / global_images(len(labelled), outputs.logits.device)  # every process asks
         if not labelled:
             return {"classification": empty_sum(outputs.logits), "bbox_regression": empty_sum(outputs.deltas)}
         with torch.autocast(outputs.logits.device.type, enabled=False):
@@ -119,7 +121,8 @@ class RetinaNet(TorchvisionDetector, TorchvisionRetinaNet):
                 "bbox_regression": [outputs.deltas[index].float() for index, _ in labelled],
             }
             known = [target for _, target in labelled]
-            return self.compute_loss(known, head_outputs, [outputs.anchors] * len(known))
+            losses = self.compute_loss(known, head_outputs, [outputs.anchors] * len(known))
+        return {name: loss * share for name, loss in losses.items()}
 
     @torch.no_grad()
     def assign(self, instances: GeneralInstances, outputs: DetectorOutputs) -> Tensor:

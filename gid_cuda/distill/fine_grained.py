@@ -11,8 +11,8 @@ from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
 from gid_cuda.distill.boxes import iou
 from gid_cuda.distill.checks import check_targets
 from gid_cuda.distill.kinds import stack_boxes
-from gid_cuda.distill.normalisers import global_normalisers
 from gid_cuda.distill.rival import Rival
+from gid_cuda.normalisers import global_normalisers
 
 GROUND_TRUTH_AT_ONCE = 4  # boxes an image whose overlaps with all anchors are held together: B * 4 * R numbers
 

@@ -13,10 +13,10 @@ from gid_cuda.detectors.outputs import Detector, DetectorOutputs, GeneralInstanc
 from gid_cuda.distill.checks import check_outputs, check_targets
 from gid_cuda.distill.feature import Adaptation, adapt_crops, crop_features, feature_sum
 from gid_cuda.distill.kinds import KIND_VALUES, ground_truth_instances, instance_kinds
-from gid_cuda.distill.normalisers import global_normalisers
 from gid_cuda.distill.relation import join_batch, relation_sum
 from gid_cuda.distill.response import response_mask, response_sums
 from gid_cuda.distill.selection import keep_instances, select_instances
+from gid_cuda.normalisers import global_normalisers
 
 LOSS_NAMES = ("loss_feature", "loss_relation", "loss_response_cls", "loss_response_reg")
 """The keys of the losses that `GID` gives."""

@@ -12,9 +12,9 @@ from gid_cuda.distill.boxes import clip
 from gid_cuda.distill.checks import check_targets
 from gid_cuda.distill.feature import adapt_crops, crop_features, feature_sum
 from gid_cuda.distill.kinds import overlaps
-from gid_cuda.distill.normalisers import global_normalisers
 from gid_cuda.distill.rival import Rival
 from gid_cuda.distill.selection import fill_slots, keep_instances
+from gid_cuda.normalisers import global_normalisers
 from gid_cuda.ops import topk_nms
 
 LEAST_SIDE = 1e-3  # pixels; torchvision's of an RPN

@@ -41,10 +41,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         os.replace(part, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        with contextlib.suppress(OSError):
-            part.unlink()
         kept = "the checkpoint that was there is intact" if path.exists() else "nothing was written"
         raise UserError(f"checkpoint {path} could not be written ({reason(error)}); {kept}") from None
+    finally:
+        with contextlib.suppress(OSError):  # most often it has been moved
+            part.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -52,6 +52,17 @@ def teacher_check(
     return summary, f"warning: this teacher is no better than chance and will teach nothing; {cause}"
 
 
+class NotFinite(UserError):
+    """A loss or the gradient of a step is not finite. what: that alone, without what to do."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}; no weight and no checkpoint was changed: lower train.lr or set train.clip_grad_norm, or "
+            "leave out single steps with train.on_nan=skip; --resume goes on from the last checkpoint, if there is one"
+        )
+        self.what = what
+
+
 class Balance:
     """Watches the weighted distillation terms, `names`, over the first steps of a run; with none of them, nothing."""
 
@@ -98,7 +109,7 @@ def finite_values(
 ) -> dict[str, float]:
     """Loss terms of a step's parts, scalars on the device -> their means. The one wait for the device in a step.
 
-    Raises UserError where a term, or the norm of the gradient, is not finite; no weight has been changed then.
+    Raises NotFinite where a term, or the norm of the gradient, is not finite; no weight has been changed then.
     norm_may_overflow: fp16's scaler skips such a step by itself.
     """
     names = list(parts[0])
@@ -108,15 +119,11 @@ def finite_values(
     for row, ids in zip(rows, image_ids, strict=True):
         for name, value in row.items():
             if not math.isfinite(value):
-                raise UserError(_not_finite(f"{name} became {value}", step, ids))
+                raise NotFinite(f"{name} became {value}{_at(step, ids)}")
     if not math.isfinite(norm_value) and not norm_may_overflow:
-        raise UserError(_not_finite("the gradient is not finite", step, [i for ids in image_ids for i in ids]))
+        raise NotFinite(f"the gradient is not finite{_at(step, [i for ids in image_ids for i in ids])}")
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
-def _not_finite(what: str, step: int, ids: list[int]) -> str:
-    return (
-        f"{what} at step {step} on the images with ids {', '.join(map(str, ids))}; no weight and no checkpoint was "
-        "changed: lower train.lr or set train.clip_grad_norm; --resume goes on from the last checkpoint, if there is "
-        "one"
-    )
+def _at(step: int, ids: list[int]) -> str:
+    return f" at step {step} on the images with ids {', '.join(map(str, ids))}"

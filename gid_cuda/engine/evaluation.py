@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.engine.device import choose_device
+from gid_cuda.engine.distributed import first_of_each_machine, gathered, on_main, process_count, rank
 
 Metrics = dict[str, Any]
 """AP, AP50, AP75, APs, APm, APl, AR (100 detections), ARs, ARm, ARl: percent or None; per_class: AP by class name.
@@ -37,10 +39,16 @@ class Detections:
 def evaluate(
     detector: Detector, dataset: DetectionDataset, *, batch_size: int, workers: int, device: torch.device
 ) -> Metrics:
-    """COCO metrics of `detector` over all readable images of `dataset`; `unreadable` lists the others."""
+    """COCO metrics of `detector` over all readable images of `dataset`; `unreadable` lists the others.
+
+    Many processes share the work, each image going to one of them, and all get the same metrics."""
     found = detect(detector, dataset, batch_size=batch_size, workers=workers, device=device)
-    metrics = coco_metrics(dataset.ground_truth(), found.results, found.image_ids)
-    return {**metrics, "images": len(found.image_ids), "unreadable": found.unreadable}
+
+    def metrics() -> Metrics:
+        numbers = coco_metrics(dataset.ground_truth(), found.results, found.image_ids)
+        return {**numbers, "images": len(found.image_ids), "unreadable": found.unreadable}
+
+    return on_main(metrics)
 
 
 def evaluate_weights(config: Config, weights: str, *, adapter: Builder | None = None) -> Metrics:
@@ -49,7 +57,8 @@ def evaluate_weights(config: Config, weights: str, *, adapter: Builder | None = 
     notes, one line each: flaws of the data, how the weights were loaded, files that cannot be read.
     """
     check_adapter(adapter, config.model)
-    dataset = build_dataset(config.data, "val")
+    with first_of_each_machine():
+        dataset = build_dataset(config.data, "val")
     model = config.model.model_copy(update={"weights": weights})
     device = choose_device(config.device)
     detector = build_detector(model, config.input, dataset.classes, adapter=adapter).to(device)
@@ -70,21 +79,38 @@ def detect(
     device: torch.device,
     indices: Sequence[int] | None = None,
 ) -> Detections:
-    """Run `predict` over the data set, or over the images at `indices`; the detector's mode is given back as it was."""
+    """Run `predict` over the data set, or over the images at `indices`; the detector's mode is given back as it was.
+
+    Many processes take whole batches in turn, so that each is what it is with one process: rank 0 gets what all found,
+    in the order of the images, and the others get nothing.
+    """
     images: Any = dataset if indices is None else torch.utils.data.Subset(dataset, indices)
-    found = Detections([], [], [])
+    share = {"rank": rank(), "processes": process_count()}
+    own = []  # of each batch
     was_training = detector.training
     detector.eval()
     try:
-        for batch in build_loader(images, batch_size=batch_size, workers=workers, train=False):
-            found.unreadable += batch.unreadable
-            found.image_ids += batch.image_ids
+        for batch in build_loader(images, batch_size=batch_size, workers=workers, train=False, **share):
+            found = Detections([], batch.image_ids, batch.unreadable)
             if batch.images:
                 predictions = detector.predict([image.to(device).float() / 255 for image in batch.images])
                 found.results += coco_results(predictions, batch.image_ids, dataset.category_ids)
+            own.append(found)
     finally:
         detector.train(was_training)
-    return found
+    return _in_order(gathered(own))
+
+
+def _in_order(batches: Sequence[Sequence[Detections]]) -> Detections:
+    """batches: of each process, which took them in turn."""
+    whole = Detections([], [], [])
+    for turn in itertools.zip_longest(*batches):
+        for batch in turn:
+            if batch is not None:
+                whole.results += batch.results
+                whole.image_ids += batch.image_ids
+                whole.unreadable += batch.unreadable
+    return whole
 
 
 def coco_results(

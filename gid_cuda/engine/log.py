@@ -17,12 +17,15 @@ from gid_cuda.files import write_text
 
 
 class RunLog:
-    """Open for one run; what an earlier, resumed run has logged after `start_step` is dropped, as it is done again."""
+    """Open for one run; what an earlier, resumed run has logged after `start_step` is dropped, as it is done again.
 
-    def __init__(self, folder: Path, *, start_step: int, steps: int, every: int) -> None:
+    evaluating: so is the evaluation after that step.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int, steps: int, every: int, evaluating: bool = False) -> None:
         self._every, self._steps, self._start = every, steps, start_step
         self._path = folder / "log.jsonl"
-        self._drop_after(start_step)
+        self._drop_after(start_step, evaluating)
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), leave=False)
@@ -48,6 +51,10 @@ class RunLog:
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
+    def aside(self, text: str) -> None:
+        """What only the process that says it knows."""
+        self.say(text)
+
     def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
         """After each step: weighted losses by name, their sum as `loss`, counts of instances (`instances`, `gi_...`).
 
@@ -72,6 +79,12 @@ class RunLog:
         else:
             self._bar.set_postfix_str(f"{losses}  lr {lr:.3g}  {speed:.1f} img/s")
 
+    def skipped(self, step: int, what: str) -> None:
+        """Instead of `train`, after a step that was left out: the means are those of the others."""
+        self._bar.update(1)
+        self._write({"kind": "skip", "step": step, "what": what})
+        self.say(what)
+
     def evaluated(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
         """After an evaluation that took `seconds`, which count neither for speed nor for the remaining time."""
         self._mark += seconds
@@ -90,14 +103,43 @@ class RunLog:
             if isinstance(value, float):
                 self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_after(self, step: int, evaluating: bool) -> None:
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
-                if json.loads(line)["step"] <= step:
+                entry = json.loads(line)
+                if entry["step"] < step + (entry["kind"] != "eval" or not evaluating):
                     kept.append(line.rstrip("\n") + "\n")  # of the last line, it may be what was not written any more
-            except ValueError:  # the line that was being written when the process was killed
+            except (ValueError, KeyError):  # the line that was being written when the process was killed
                 continue
         write_text(self._path, "".join(kept))
+
+
+class QuietLog(RunLog):
+    """Of the processes that do not write: says what only they know, and nothing else."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start_clock(self) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def aside(self, text: str) -> None:
+        print(f"process {self._rank}: {text}", flush=True)
+
+    def train(self, step: int, values: Mapping[str, float], *, lr: float, images: int) -> None:
+        pass
+
+    def skipped(self, step: int, what: str) -> None:
+        pass
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any], seconds: float) -> None:
+        pass

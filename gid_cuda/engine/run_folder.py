@@ -1,6 +1,7 @@
 """The folder of a run: who may write into it, and what a resumed run must share with the one that it goes on from.
 
-    config.yaml · log.jsonl · tensorboard/ · last.pt · best.pt · metrics.json
+    config.yaml · log.jsonl · run.json · tensorboard/ · last.pt · best.pt · metrics.json
+    launch.json, of many processes
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import yaml
 
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.engine.checkpoint import load_checkpoint
+from gid_cuda.engine.setup import Progress
 from gid_cuda.errors import UserError
 from gid_cuda.files import write_text
 
-_FILES = ("config.yaml", "log.jsonl", "last.pt", "best.pt", "metrics.json")
+_FILES = ("config.yaml", "log.jsonl", "run.json", "last.pt", "best.pt", "metrics.json")
 
 # What decides the shape of the weights, of the optimizer's state, or the order of the images.
 _SAME_ON_RESUME = (
@@ -54,6 +56,8 @@ def open_folder(config: Config, *, overwrite: bool) -> Path:
     folder = config.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:  # what was being written when an earlier start was killed
+            (folder / f".{name}.part").unlink(missing_ok=True)
         if overwrite:
             for name in _FILES:
                 (folder / name).unlink(missing_ok=True)
@@ -87,6 +91,17 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
                 "resume needs both the same; begin anew with --overwrite or another output"
             )
     return content
+
+
+def adopt_best(folder: Path, progress: Progress) -> Progress:
+    """When a run goes on: the best is what best.pt holds. That may be later than last.pt, after which a run that was
+    killed begins again; without a best.pt that can be read, the next evaluation writes one."""
+    try:
+        best = load_checkpoint(folder / "best.pt")
+        progress.best_ap, progress.best_step = best["metrics"]["AP"] or 0.0, best["step"]
+    except (UserError, KeyError, TypeError):
+        progress.best_ap, progress.best_step = -1.0, 0
+    return progress
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:

@@ -23,6 +23,9 @@ from gid_cuda.distill import Method, build_method
 from gid_cuda.engine import optim
 from gid_cuda.engine.checkpoint import random_states, set_random_states
 from gid_cuda.engine.device import choose_device
+from gid_cuda.engine.distributed import gathered, process_count, rank, wrap
+from gid_cuda.engine.draws import process_seed
+from gid_cuda.engine.objective import Objective
 from gid_cuda.errors import UserError
 
 
@@ -34,6 +37,7 @@ class Progress:
     seconds: float = 0.0  # of training, evaluations left out
     best_ap: float = -1.0
     best_step: int = 0
+    skipped: int = 0  # of the steps done, those that were left out because of NaN
 
 
 @dataclass
@@ -49,16 +53,23 @@ class Run:
     scaler: torch.amp.GradScaler
     progress: Progress = field(default_factory=Progress)
     metrics: dict[str, Any] | None = None  # of the latest evaluation
+    skipped_in_a_row: int = 0  # steps, up to the last one
     told: set[str] = field(default_factory=set)  # what has been said of files that cannot be read
+    objective: nn.Module = field(init=False)  # student and criterion; of many processes, in DistributedDataParallel
+
+    def __post_init__(self) -> None:
+        self.objective = wrap(Objective(self.student, self.criterion))
 
     def resume_state(self) -> dict[str, Any]:
-        """All but the student's weights, as plain containers and tensors."""
+        """All but the student's weights, as plain containers and tensors. Asked by all processes, right on rank 0."""
+        own = random_states()
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict() if self.criterion is not None else None,
             "progress": asdict(self.progress),
-            "random": random_states(),
+            "random": own,
+            "random_of_others": gathered(own)[1:],  # of ranks 1, 2, ...
         }
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -136,10 +147,11 @@ def seed_all(seed: int) -> None:
 
 def start_random(config: Config, content: dict[str, Any] | None) -> None:
     """Last before the loop: building and checking have drawn different amounts in plain, distilled and resumed runs."""
-    if content is None:
-        seed_all(config.seed)
-    else:
-        set_random_states(content["resume"]["random"])
+    seed_all(process_seed(config.seed, rank()))
+    if content is not None:
+        saved = [content["resume"]["random"], *content["resume"].get("random_of_others", [])]
+        if rank() < len(saved):  # else there are more processes than there were
+            set_random_states(saved[rank()])
 
 
 def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
@@ -150,6 +162,7 @@ def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: Det
     kernels = f"plain PyTorch, because {missing}" if missing else device.type.upper()
     lines = [
         f"device: {where}; kernels: {kernels}; mixed precision: {config.train.amp if device.type == 'cuda' else 'off'}",
+        *_describe_processes(config),
         f"data: {len(train_set)} training and {len(val_set)} validation images, {len(train_set.classes)} classes: "
         + ", ".join(train_set.classes),
         *(f"data, training part: {note}" for note in train_set.notes),
@@ -166,6 +179,17 @@ def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: Det
     if config.distill is not None:
         lines.append(f"distillation: {config.distill.method}")
     return lines
+
+
+def _describe_processes(config: Config) -> list[str]:
+    if (count := process_count()) == 1:
+        return []
+    size, parts = config.train.batch_size, config.train.accumulate
+    return [
+        f"processes: {count}, each with {size // count} of a step's {size} images"
+        + (f" in {parts} parts" if parts > 1 else "")
+        + "; train.lr stays as it is"
+    ]
 
 
 def count_parameters(detector: nn.Module) -> int:

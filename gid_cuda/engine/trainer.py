@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
-from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
+from gid_cuda.detectors.outputs import Detector, Target
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import kind_counts
-from gid_cuda.engine import checks, optim
+from gid_cuda.engine import checks, distributed, elastic, optim, skipping
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.contract import check_contract
+from gid_cuda.engine.deterministic import deterministic
+from gid_cuda.engine.draws import draws_of_step
 from gid_cuda.engine.evaluation import evaluate, format_metrics
-from gid_cuda.engine.log import RunLog
-from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.interrupt import Interrupt
+from gid_cuda.engine.log import QuietLog, RunLog
+from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.run_record import write_run_record
 from gid_cuda.engine.setup import (
     Run,
     build_data,
@@ -34,6 +38,7 @@ from gid_cuda.engine.setup import (
 )
 
 
+@distributed.processes()
 def train(
     config: Config, *, resume: bool = False, overwrite: bool = False, adapter: Builder | None = None
 ) -> dict[str, Any]:
@@ -44,19 +49,35 @@ def train(
     holds: the metrics of the finished model (percent), AP and step of the best checkpoint, parameters, seconds of
     training, step.
     Raises UserError for mistakes in config, data or weights, for a detector that breaks its contract, and where a loss
-    stops being finite.
+    stops being finite; Stopped, a KeyboardInterrupt, where a signal ended the run, whose steps are then saved.
+    Under torchrun all processes call this with the same arguments, see `engine.distributed`; processes that it starts
+    again go on from last.pt, whatever resume and overwrite say.
     """
-    check_folder(config, resume=resume, overwrite=overwrite)
+    with Interrupt() as interrupt, deterministic(config.deterministic):
+        return _train(config, interrupt, resume=resume, overwrite=overwrite, adapter=adapter)
+
+
+def _train(
+    config: Config, interrupt: Interrupt, *, resume: bool, overwrite: bool, adapter: Builder | None
+) -> dict[str, Any]:
+    distributed.check_batch(config.train.batch_size, config.train.accumulate)
+    if elastic.is_restarted(config.output):
+        resume, overwrite = True, False
+    distributed.on_main(lambda: check_folder(config, resume=resume, overwrite=overwrite))
     check_adapter(adapter, config.model, config.teacher if config.distill is not None else None)
-    train_set, val_set = build_data(config.data)
+    with distributed.first_of_each_machine():
+        train_set, val_set = build_data(config.data)
     run = build_run(config, train_set.classes, adapter=adapter)
-    content = resume_content(config, train_set.classes) if resume else None
+    content = distributed.on_main(lambda: resume_content(config, train_set.classes)) if resume else None
     if content is not None:
         run.restore(content)
+        run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, train_set)
-    folder = open_folder(config, overwrite=overwrite)
+    folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
+    elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
-    with RunLog(folder, start_step=progress.step, steps=settings.steps, every=settings.log_every) as log:
+    distributed.on_main(lambda: write_run_record(folder, config, train_set.classes, step=progress.step))
+    with _open_log(config, run, folder) as log:
         for line in describe(config, run, train_set, val_set):
             log.say(line)
         if resume:
@@ -68,36 +89,50 @@ def train(
         start_random(config, content)
         log.start_clock()
 
-        while progress.step < settings.steps:
+        interrupt.finish_steps()
+
+        while True:
+            if _owes_evaluation(config, run):
+                with interrupt.at_once():
+                    _evaluate(config, run, val_set, folder, log)
+                _save(folder / "last.pt", config, run, train_set.classes)
+            if progress.step >= settings.steps:
+                break
             began = time.monotonic()
             parts = cut(next(batches), settings.accumulate)
             lr = optim.learning_rate(settings, progress.step)
             optim.set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad(set_to_none=True)
+            before = skipping.remember(config, run)
             terms = []  # of each part: scalars on the device
-            for part in parts:
-                losses, others = compute_losses(config, run, *to_device(config, run, part))
-                total = torch.stack(list(losses.values())).sum()
-                run.scaler.scale(total / len(parts)).backward()
+            for number, part in enumerate(parts):
+                with distributed.accumulating(run.objective, last=number == len(parts) - 1):
+                    losses, others = compute_losses(config, run, *to_device(config, run, part, number))
+                    total = torch.stack(list(losses.values())).sum()
+                    run.scaler.scale(total / len(parts)).backward()
                 terms.append({**losses, "loss": total, **others})
-            values = update(config, run, terms, [part.image_ids for part in parts])
+            try:
+                values = update(config, run, terms, [part.image_ids for part in parts])
+                run.skipped_in_a_row = 0
+            except checks.NotFinite as problem:
+                log.skipped(progress.step + 1, skipping.skip(config, run, before, problem))
+                values = {}
             progress.step += 1
             progress.seconds += time.monotonic() - began
-            log.train(progress.step, values, lr=lr, images=settings.batch_size)
-            if warning := balance.add(values):
-                log.say(warning)
-            evaluating = progress.step == settings.steps or _due(progress.step, settings.eval_every)
-            if evaluating:
-                _evaluate(config, run, val_set, folder, log)
-            if evaluating or _due(progress.step, settings.checkpoint_every):
+            if values:
+                log.train(progress.step, values, lr=lr, images=settings.batch_size)
+                if warning := balance.add(values):
+                    log.say(warning)
+            stopping = distributed.any_process(interrupt.asked())
+            if stopping or _owes_evaluation(config, run) or _due(progress.step, settings.checkpoint_every):
                 _save(folder / "last.pt", config, run, train_set.classes)
+            if stopping:
+                raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
-        if run.metrics is None or run.metrics["step"] != progress.step:  # resumed with fewer steps than were done
-            _evaluate(config, run, val_set, folder, log)
         assert run.metrics is not None
         log.say(format_metrics(run.metrics))
     result = {**run.metrics, **asdict(progress), "parameters": count_parameters(run.student)}
-    write_metrics(folder, result)
+    distributed.on_main(lambda: write_metrics(folder, result))
     return result
 
 
@@ -108,11 +143,10 @@ def compute_losses(
     with run.autocast:
         with torch.no_grad():  # the teacher first: what it needs in passing is free again for the student
             teacher_outputs = run.teacher(images) if run.teacher is not None else None
-        outputs = run.student(images, targets)
-        if run.criterion is None or teacher_outputs is None or config.distill is None:
-            return _task_losses(outputs), {}
-        distilled, instances = run.criterion(teacher_outputs, outputs, run.student, targets)
-    losses = _task_losses(outputs)  # now, as the response loss may have joined its way back with theirs
+        task, distilled, instances = run.objective(images, targets, teacher_outputs)
+    losses = {f"loss_{name.removeprefix('loss_')}": value for name, value in task.items()}
+    if config.distill is None:
+        return losses, {}
     growth = min(1.0, (run.progress.step + 1) / max(1, config.distill.warmup_steps))
     losses.update({name: growth * value for name, value in distilled.items()})
     if instances is None:
@@ -120,12 +154,11 @@ def compute_losses(
     return losses, {"instances": instances.counts.float().mean(), **kind_counts(instances, targets)}
 
 
-def _task_losses(outputs: DetectorOutputs) -> dict[str, Tensor]:
-    return {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
-
-
 def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: list[list[int]]) -> dict[str, float]:
-    """The weights' step from the gradients of a step's parts -> means of their `terms`, which were on the device."""
+    """The weights' step from the gradients of a step's parts -> means of their `terms`, which were on the device.
+
+    Means over all processes, which thus all see alike whether the step can be taken."""
+    terms, image_ids = distributed.terms_of_all(terms), distributed.ids_of_all(image_ids)
     run.scaler.unscale_(run.optimizer)
     norm = optim.gradient_norm(run.parameters, config.train.clip_grad_norm)
     values = checks.finite_values(  # the one wait for the device in a step, before any weight changes
@@ -147,21 +180,32 @@ def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
         start_step=run.progress.step,
         hflip=config.data.hflip,
         pin_memory=_device(run).type == "cuda",
+        parts=config.train.accumulate,
+        rank=distributed.rank(),
+        processes=distributed.process_count(),
     )
+
+
+def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
+    if not distributed.is_main():
+        return QuietLog(distributed.rank())
+    settings, owed = config.train, _owes_evaluation(config, run)
+    step = run.progress.step
+    return RunLog(folder, start_step=step, steps=settings.steps, every=settings.log_every, evaluating=owed)
 
 
 def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
     for batch in train_loader(config, run, dataset):
-        _tell_unreadable(run, log, "the next image stands in for one that cannot be read", batch.unreadable)
+        _tell_unreadable(run, log.aside, "the next image stands in for one that cannot be read", batch.unreadable)
         yield batch
 
 
-def _tell_unreadable(run: Run, log: RunLog, what: str, problems: list[str]) -> None:
+def _tell_unreadable(run: Run, say: Callable[[str], None], what: str, problems: list[str]) -> None:
     """In one line, and of each file once in a run."""
     new = [line for line in dict.fromkeys(f"{what}: {problem}" for problem in problems) if line not in run.told]
     if new:
         run.told.update(new)
-        log.say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
+        say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
 
 
 def cut(batch: Batch, count: int) -> list[Batch]:
@@ -177,12 +221,16 @@ def cut(batch: Batch, count: int) -> list[Batch]:
     ]
 
 
-def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
-    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher."""
+def to_device(config: Config, run: Run, batch: Batch, part: int = 0) -> tuple[ImageList, list[Target]]:
+    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher.
+
+    part: the how manieth of the step's batch it is."""
     device = _device(run)
     images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
     targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in batch.targets]
-    image_list, targets = run.student.transform(images, targets)
+    first = (part * distributed.process_count() + distributed.rank()) * len(images)  # of the step's whole batch
+    with draws_of_step(config.seed, run.progress.step, first):
+        image_list, targets = run.student.transform(images, targets)
     if config.train.channels_last:
         image_list.tensors = image_list.tensors.contiguous(memory_format=torch.channels_last)
     return image_list, targets
@@ -190,6 +238,13 @@ def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[T
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _owes_evaluation(config: Config, run: Run) -> bool:
+    """last.pt is written before an evaluation, too: what ends in the middle of it begins again with it."""
+    step = run.progress.step
+    due = step >= config.train.steps or step > 0 and _due(step, config.train.eval_every)
+    return due and (run.metrics is None or run.metrics["step"] != step or run.progress.best_step == 0)
 
 
 def _check_contract(config: Config, run: Run, dataset: DetectionDataset) -> None:
@@ -215,11 +270,12 @@ def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset,
 def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog) -> None:
     """Metrics into `run`, best.pt where they are the best so far."""
     began = time.monotonic()
+    distributed.average_running_statistics(run.student)
     with without_compiled_code(config):
         metrics = evaluate(
             run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
         )
-    _tell_unreadable(run, log, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
+    _tell_unreadable(run, log.say, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
     run.metrics = {"step": run.progress.step, **metrics}
     log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)
     if (metrics["AP"] or 0.0) > run.progress.best_ap:
@@ -228,6 +284,11 @@ def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path,
 
 
 def _save(path: Path, config: Config, run: Run, classes: list[str], *, resumable: bool = True) -> None:
+    """Called by all processes, as each has random states of its own; rank 0 writes."""
+    distributed.average_running_statistics(run.student)
+    state = run.resume_state() if resumable else None
+    if not distributed.is_main():
+        return
     content = {
         "model": run.student.state_dict(),
         "classes": classes,
@@ -235,13 +296,13 @@ def _save(path: Path, config: Config, run: Run, classes: list[str], *, resumable
         "step": run.progress.step,
         "metrics": run.metrics,
     }
-    if resumable:
-        content["resume"] = run.resume_state()
+    if state is not None:
+        content["resume"] = state
     save_checkpoint(path, content)
 
 
 def _part_size(config: Config) -> int:
-    return config.train.batch_size // config.train.accumulate
+    return config.train.batch_size // (config.train.accumulate * distributed.process_count())
 
 
 def _device(run: Run) -> torch.device:

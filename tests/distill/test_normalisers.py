@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gid_cuda.detectors.outputs import DetectorOutputs
 from gid_cuda.distill import GID
-from gid_cuda.distill.normalisers import global_normalisers
+from gid_cuda.normalisers import global_normalisers
 
 from .fakes import FakeDetector, random_outputs
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_helpers import plain_config
+from zygote import Zygote
 
 from gid_cuda.data import build_dataset
 
@@ -24,3 +26,11 @@ def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("teacher") / "run"
     train(plain_config(data, output, "model.fpn_channels=24", "seed=1"))
     return output / "best.pt"
+
+
+@pytest.fixture(scope="session")
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """Starts real processes quickly."""
+    zygote = Zygote(tmp_path_factory.mktemp("processes"))
+    yield zygote
+    zygote.close()

@@ -52,7 +52,7 @@ def test_a_distilled_run_leaves_its_folder(data: Path, teacher: Path, tmp_path: 
     result = train(config)
     folder = tmp_path / "run"
     assert {p.name for p in folder.iterdir()} == {
-        "config.yaml", "log.jsonl", "tensorboard", "last.pt", "best.pt", "metrics.json"
+        "config.yaml", "log.jsonl", "run.json", "tensorboard", "last.pt", "best.pt", "metrics.json"
     }  # fmt: skip
     assert config_from_dict(yaml.safe_load((folder / "config.yaml").read_text()), name="written") == config
     assert json.loads((folder / "metrics.json").read_text()) == result

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_helpers import distilled_config
+from engine_helpers import distilled_config, plain_config
 
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.trainer import train
@@ -22,3 +22,30 @@ def test_a_run_and_its_resume(amp: str, data: Path, teacher: Path, tmp_path: Pat
     content = load_checkpoint(tmp_path / "run" / "last.pt")
     assert all(value.isfinite().all() for value in content["model"].values())
     assert bool(content["resume"]["scaler"]) is (amp == "fp16")
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "faster_rcnn"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_deterministic_runs_end_with_the_same_bits(detector: str, amp: str, data: Path, tmp_path: Path) -> None:
+    """A distilled student; its teacher is trained deterministically, too, in three parts of which two are resumed."""
+    more = [
+        "device=cuda",
+        f"train.amp={amp}",
+        "deterministic=true",
+        "train.schedule=constant",
+        "train.clip_grad_norm=1",
+    ]
+    kind = [f"model.detector={detector}", f"teacher.detector={detector}"]
+    teachers = []
+    for name, parts in {"straight": [6], "parts": [2, 4, 6]}.items():
+        for steps in parts:
+            plain = [*more, kind[0], "model.fpn_channels=24", "train.eval_every=2", f"train.steps={steps}"]
+            train(plain_config(data, tmp_path / name, *plain), resume=steps > 2 and len(parts) > 1)
+        teachers.append(load_checkpoint(tmp_path / name / "last.pt")["model"])
+    weights = str(tmp_path / "straight" / "last.pt")
+    students = []
+    for name in ("a", "b"):
+        train(distilled_config(data, tmp_path / name, Path(weights), *more, *kind))
+        students.append(load_checkpoint(tmp_path / name / "last.pt")["model"])
+    for one, other in (teachers, students):
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
