@@ -42,10 +42,20 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         kept = "the checkpoint that was there is intact" if path.exists() else "nothing was written"
-        raise UserError(f"checkpoint {path} could not be written ({reason(error)}); {kept}") from None
+        raise UserError(f"checkpoint {path} could not be written ({reason(_refusal(error))}); {kept}") from None
     finally:
         with contextlib.suppress(OSError):  # most often it has been moved
             part.unlink()
+
+
+def _refusal(error: Exception) -> Exception:
+    """What the disk has said: torch's zip writer hides it behind a remark of its own on some position in the file."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError):
+            return at
+        at = at.__cause__ or at.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:
