@@ -135,9 +135,17 @@ def test_a_disk_that_is_full(zygote: Zygote, data: Path, small_disk: Path) -> No
     folder = small_disk / "run"
     process = start(zygote, data, folder, "train.checkpoint_every=1", "train.steps=400", "train.eval_every=0")
     process.until((folder / "last.pt").exists)
+    process.send(signal.SIGSTOP)
+    time.sleep(0.05)
+    while (folder / ".last.pt.part").exists():  # its place will be free again
+        process.send(signal.SIGCONT)
+        time.sleep(0.01)
+        process.send(signal.SIGSTOP)
+        time.sleep(0.05)
     free = os.statvfs(small_disk)
     with open(small_disk / "ballast", "wb") as file:  # room for a few lines of log
         file.write(b"\0" * max(0, free.f_bavail * free.f_frsize - 300_000))
+    process.send(signal.SIGCONT)
     assert process.wait() == 2
     said = process.err.read_text()
     assert said.startswith(f"error: checkpoint {folder}/last.pt could not be written (")
@@ -216,19 +224,19 @@ def test_an_image_that_kills_its_loader(data: Path, impatient: None) -> None:
 
 
 def test_an_image_that_becomes_unreadable_in_mid_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    more = ["train.steps=12", "data.workers=1", "train.eval_every=6", "data.generated.val_images=4"]
+    more = ["train.steps=16", "data.workers=1", "train.eval_every=8"]  # four steps are an epoch
     config = plain_config(tmp_path / "data", tmp_path / "run", *more)
     images = [build_dataset(config.data, part).path(1) for part in ("train", "val")]
     cut, steps = trainer.cut, iter(range(100))
 
     def spoil(*arguments: Any) -> Any:
-        if next(steps) == 7:
+        if next(steps) == 8:
             images[0].write_bytes(images[0].read_bytes()[:200])
             images[1].unlink()
         return cut(*arguments)
 
     monkeypatch.setattr(trainer, "cut", spoil)
-    assert train(config)["step"] == 12
+    assert train(config)["step"] == 16
     said = capsys.readouterr().out
     assert said.count(f"the next image stands in for one that cannot be read: {images[0]}") == 1
     assert said.count(f"left out of the evaluation, as it cannot be read: {images[1]}: not found") == 1

@@ -23,19 +23,18 @@ from gid_cuda.errors import UserError
 
 
 def test_the_same_seed_gives_the_same_bits(data: Path, teacher: Path, tmp_path: Path) -> None:
-    """Whatever has been drawn before in the process, however many loaders, and whether told to be deterministic."""
+    """Whatever has been drawn before in the process, and however many loaders there are."""
     results = []
-    for name, more in {"a": [], "b": ["data.workers=2"], "c": ["deterministic=true"], "d": ["seed=1"]}.items():
+    for name, more in {"a": [], "b": ["data.workers=2"], "c": ["seed=1"]}.items():
         torch.rand(7)
         results.append(train(distilled_config(data, tmp_path / name, teacher, "seed=5", *more)))
     assert_equal_runs(tmp_path / "a", tmp_path / "b")
-    assert_equal_runs(tmp_path / "a", tmp_path / "c")
-    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0} == {**results[2], "seconds": 0}
-    one, other = weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "d" / "last.pt")
+    assert {**results[0], "seconds": 0} == {**results[1], "seconds": 0}
+    one, other = weights(tmp_path / "a" / "last.pt"), weights(tmp_path / "c" / "last.pt")
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("detector", ["fcos", "faster_rcnn"])
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "faster_rcnn"])
 def test_deterministic_mode_has_all_operators_that_it_needs(detector: str, data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         more = [f"model.detector={detector}", "deterministic=true", "train.steps=2"]
@@ -75,12 +74,12 @@ def test_an_operator_without_a_deterministic_form() -> None:
 def test_the_record_of_a_run(data: Path, tmp_path: Path) -> None:
     train(plain_config(data, tmp_path / "run", "train.steps=1", "seed=3"))
     (first,) = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
-    train(plain_config(data, tmp_path / "run", "train.steps=2", "seed=3", "train.lr=0.5"), resume=True)
+    train(plain_config(data, tmp_path / "run", "train.steps=2", "seed=3", "train.lr=0.002"), resume=True)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["classes"] == load_checkpoint(tmp_path / "run" / "last.pt")["classes"]
     assert record["starts"][0] == first and len(record["starts"]) == 2
     assert first["after_step"] == 0 and record["starts"][1]["after_step"] == 1
-    assert first["seed"] == first["config"]["seed"] == 3 and record["starts"][1]["config"]["train"]["lr"] == 0.5
+    assert first["seed"] == first["config"]["seed"] == 3 and record["starts"][1]["config"]["train"]["lr"] == 0.002
     assert first["torch"] == torch.__version__ and first["gid_cuda"] == gid_cuda.__version__
     assert "pytest" in first["command"] and first["git_commit"] == machine.git_commit()
     for key in ("python", "torchvision", "cpu", "system", "date"):
