@@ -34,10 +34,18 @@ def test_the_same_seed_gives_the_same_bits(data: Path, teacher: Path, tmp_path: 
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "fcos", "faster_rcnn"])
+DEFAULT_SIZES = "model.anchor_sizes=[32, 64, 128, 256, 512]"
+DETECTORS = {
+    "retinanet": [],
+    "fcos": [DEFAULT_SIZES, "model.fpn_channels=32"],
+    "faster_rcnn": [DEFAULT_SIZES, "model.head_depth=4"],
+}
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
 def test_deterministic_mode_has_all_operators_that_it_needs(detector: str, data: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        more = [f"model.detector={detector}", "deterministic=true", "train.steps=2"]
+        more = [f"model.detector={detector}", *DETECTORS[detector], "deterministic=true", "train.steps=2"]
         train(plain_config(data, tmp_path / name, *more))
     assert_equal_runs(tmp_path / "a", tmp_path / "b")
 
