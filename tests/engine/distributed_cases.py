@@ -28,7 +28,7 @@ CASES: dict[str, list[str]] = {
     "fcos": ["distill=none", *FCOS],
     "fcos_torchvision": ["distill=none", *FCOS, "train.fused_losses=false"],
     # With samplers that take all there is: nothing is left to chance, and the images have unlike numbers of samples.
-    "faster_rcnn": ["distill=none", "model.detector=faster_rcnn"],
+    "faster_rcnn": ["distill=none", "model.detector=faster_rcnn", "model.head_depth=4"],
     "gid": [],
     "gid_accumulated": ["train.accumulate=2"],
     "fitnet": ["distill.method=fitnet"],

@@ -40,7 +40,7 @@ def assert_same_gradients(alone: dict[str, Any], shared: list[dict[str, Any]]) -
     assert scale > 1e-3
     for result in shared:
         for found, expected in zip(result["gradients"], alone["gradients"], strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(scale))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=4e-6 * float(scale))  # sums in another order
 
 
 @pytest.mark.parametrize("case", cases.CASES)

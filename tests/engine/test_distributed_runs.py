@@ -78,7 +78,7 @@ def test_a_mistake_is_told_once(mistake: str, data: Path, tmp_path: Path) -> Non
     overrides = {
         "batch": (["train.batch_size=3"], "cannot be cut into equal parts for 2 processes"),
         "folder": ([], "already holds a run"),
-        "unknown key": (["train.stepz=3"], "stepz"),
+        "unknown key": (["train.stepz=3"], "unknown key train.stepz"),
         "argument": (["--nonsense"], "unrecognized arguments"),
     }
     (tmp_path / "run").mkdir()
