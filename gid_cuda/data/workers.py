@@ -39,8 +39,8 @@ def surviving(loader_from: Callable[[int], DataLoader[T]]) -> Iterator[T]:
                 yield batch
                 done, deaths = done + 1, 0
             return
-        except RuntimeError as error:
-            if not str(error).startswith(_DEAD):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the latter: its batch went with it
+            if isinstance(error, RuntimeError) and not str(error).startswith(_DEAD):
                 raise
             deaths += 1
             if deaths == _MOST_DEATHS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,19 @@ class Detections:
 
 
 def evaluate(
-    detector: Detector, dataset: DetectionDataset, *, batch_size: int, workers: int, device: torch.device
+    detector: Detector,
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    between: Callable[[], None] | None = None,
 ) -> Metrics:
     """COCO metrics of `detector` over all readable images of `dataset`; `unreadable` lists the others.
 
-    Many processes share the work, each image going to one of them, and all get the same metrics."""
-    found = detect(detector, dataset, batch_size=batch_size, workers=workers, device=device)
+    Many processes share the work, each image going to one of them, and all get the same metrics. between: called after
+    each batch."""
+    found = detect(detector, dataset, batch_size=batch_size, workers=workers, device=device, between=between)
 
     def metrics() -> Metrics:
         numbers = coco_metrics(dataset.ground_truth(), found.results, found.image_ids)
@@ -78,6 +85,7 @@ def detect(
     workers: int,
     device: torch.device,
     indices: Sequence[int] | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Detections:
     """Run `predict` over the data set, or over the images at `indices`; the detector's mode is given back as it was.
 
@@ -96,6 +104,8 @@ def detect(
                 predictions = detector.predict([image.to(device).float() / 255 for image in batch.images])
                 found.results += coco_results(predictions, batch.image_ids, dataset.category_ids)
             own.append(found)
+            if between is not None:
+                between()
     finally:
         detector.train(was_training)
     return _in_order(gathered(own))

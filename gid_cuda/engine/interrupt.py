@@ -17,7 +17,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 class Interrupt:
     """As a context, around a run. A signal raises `Stopped` at once; after `finish_steps()` it is noted, and `asked()`
-    tells.
+    tells. What is raised anywhere may be dropped, as in the middle of a fork, or become another error in code that
+    reports its callbacks' errors: so it is noted, too, and what comes out of the context is `Stopped`.
 
     After the first signal, Ctrl-C ends the process by the system's own hand, even where it hangs in a driver or waits
     for another process. What `nohup` has switched off stays off. Outside the main thread, where Python allows no
@@ -26,7 +27,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._number: int | None = None
-        self._finishing = False
+        self._finishing = self._leaving = self._raised = False
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -36,24 +37,31 @@ class Interrupt:
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._raised and kind is not None and not issubclass(kind, Stopped):
+            raise self.stopped() from None
 
     def finish_steps(self) -> None:
         """From here on, what is begun is finished: `asked()` is asked where the run may end."""
         self._finishing = True
+        self.leave_if_asked()
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Among the steps: what stands in here need not be finished, as everything is saved."""
-        self._finishing = False
+    def leaving(self) -> Iterator[None]:
+        """Among the steps: what stands in here need not be finished, as everything is saved. It calls `leave_if_asked`
+        often."""
+        self._leaving = True
         try:
-            if self.asked():
-                raise self.stopped()
+            self.leave_if_asked()
             yield
         finally:
-            self._finishing = True
+            self._leaving = False
+
+    def leave_if_asked(self) -> None:
+        if self.asked():
+            raise self.stopped()
 
     def asked(self) -> bool:
         """Whether a signal has come: the one place at which a run learns of it. (Processes that train together agree on
@@ -70,6 +78,9 @@ class Interrupt:
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self._finishing:
+            self._raised = True
             raise self.stopped()
+        if self._leaving:
+            return
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing this step and saving it; Ctrl-C now leaves without\n".encode())

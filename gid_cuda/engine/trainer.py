@@ -93,8 +93,8 @@ def _train(
 
         while True:
             if _owes_evaluation(config, run):
-                with interrupt.at_once():
-                    _evaluate(config, run, val_set, folder, log)
+                with interrupt.leaving():
+                    _evaluate(config, run, val_set, folder, log, interrupt.leave_if_asked)
                 _save(folder / "last.pt", config, run, train_set.classes)
             if progress.step >= settings.steps:
                 break
@@ -267,13 +267,20 @@ def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset,
         log.say(warning)
 
 
-def _evaluate(config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog) -> None:
-    """Metrics into `run`, best.pt where they are the best so far."""
+def _evaluate(
+    config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog, between: Callable[[], None]
+) -> None:
+    """Metrics into `run`, best.pt where they are the best so far. between: called after each batch of images."""
     began = time.monotonic()
     distributed.average_running_statistics(run.student)
     with without_compiled_code(config):
         metrics = evaluate(
-            run.student, dataset, batch_size=_part_size(config), workers=config.data.workers, device=_device(run)
+            run.student,
+            dataset,
+            batch_size=_part_size(config),
+            workers=config.data.workers,
+            device=_device(run),
+            between=between,
         )
     _tell_unreadable(run, log.say, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
     run.metrics = {"step": run.progress.step, **metrics}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from test_trainer import assert_equal_runs, entries
 from zygote import Process, Zygote
 
 from gid_cuda.engine.checkpoint import load_checkpoint
+from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.trainer import train
+from gid_cuda.errors import Stopped
 
 SCRIPT = CONFIGS.parent / "scripts" / "train.py"
 STEPS = 12
@@ -154,3 +158,18 @@ thread.join()
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_signal_that_turned_into_another_error_is_still_a_stop() -> None:
+    """Code in other languages reports whatever its callbacks raise as its own."""
+    with pytest.raises(Stopped, match="stopped by SIGTERM"), Interrupt():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Stopped:
+            raise ValueError("error while serialising") from None
+
+
+def test_an_error_of_its_own_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="own"), Interrupt():
+        raise ValueError("own")
