@@ -136,7 +136,7 @@ def _step(config: Config, run: Run, batches: Iterator[Batch], watch: Stopwatch) 
     watch.start()
     batch = next(batches)
     watch.lap("data")
-    parts = trainer.cut(batch, config.train.accumulate)
+    parts = batch.cut(config.train.accumulate)
     run.optimizer.zero_grad(set_to_none=True)
     terms = []
     for part in parts:
@@ -147,7 +147,7 @@ def _step(config: Config, run: Run, batches: Iterator[Batch], watch: Stopwatch) 
         run.scaler.scale(total / len(parts)).backward()
         watch.lap("backward")
         terms.append({**losses, "loss": total, **others})
-    trainer.update(config, run, terms, [part.image_ids for part in parts])
+    trainer.update(config, run, terms, [part.names() for part in parts])
     watch.lap("optimizer")
     return images.tensors.shape
 

@@ -94,7 +94,7 @@ def finite_values(
     *,
     norm_may_overflow: bool,
     step: int,
-    image_ids: list[list[int]],
+    image_ids: Sequence[Sequence[object]],
 ) -> dict[str, float]:
     """Loss terms of a step's parts, scalars on the device -> their means. The one wait for the device in a step.
 
@@ -114,7 +114,7 @@ def finite_values(
     return {name: sum(row[name] for row in rows) / len(rows) for name in names}
 
 
-def _not_finite(what: str, step: int, ids: list[int]) -> str:
+def _not_finite(what: str, step: int, ids: Sequence[object]) -> str:
     return (
         f"{what} at step {step} on the images with ids {', '.join(map(str, ids))}; no weight and no checkpoint was "
         "changed: lower train.lr or set train.clip_grad_norm; --resume goes on from the last checkpoint, if there is "

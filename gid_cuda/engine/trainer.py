@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
-from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
+from gid_cuda.data import Batch, DetectionDataset, Images, Loader, build_loader
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, Target
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import kind_counts
@@ -24,6 +24,7 @@ from gid_cuda.engine.evaluation import evaluate, format_metrics
 from gid_cuda.engine.log import RunLog
 from gid_cuda.engine.run_folder import check_folder, open_folder, resume_content, write_metrics
 from gid_cuda.engine.setup import (
+    Data,
     Run,
     build_data,
     build_run,
@@ -48,29 +49,31 @@ def train(
     """
     check_folder(config, resume=resume, overwrite=overwrite)
     check_adapter(adapter, config.model, config.teacher if config.distill is not None else None)
-    train_set, val_set = build_data(config.data)
-    run = build_run(config, train_set.classes, adapter=adapter)
-    content = resume_content(config, train_set.classes) if resume else None
+    data = build_data(config.data)
+    run = build_run(config, data.train.classes, adapter=adapter)
+    content = resume_content(config, data.train.classes) if resume else None
     if content is not None:
         run.restore(content)
-    _check_contract(config, run, train_set)
+    _check_contract(config, run, data.train)
     folder = open_folder(config, overwrite=overwrite)
     settings, progress = config.train, run.progress
     with RunLog(folder, start_step=progress.step, steps=settings.steps, every=settings.log_every) as log:
-        for line in describe(config, run, train_set, val_set):
+        for line in describe(config, run, data):
             log.say(line)
         if resume:
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
         if run.teacher is not None and content is None:
-            _check_teacher(config, run.teacher, val_set, log)
+            _check_teacher(config, run.teacher, data.val, log)
         balance = checks.Balance(run.criterion.loss_names if run.criterion is not None and progress.step == 0 else ())
-        batches = _batches(config, run, train_set, log)
+        batches = _batches(config, run, data, log)
         start_random(config, content)
         log.start_clock()
 
         while progress.step < settings.steps:
             began = time.monotonic()
-            parts = cut(next(batches), settings.accumulate)
+            # The mean of the parts' losses is that of the whole batch for a task loss that is a mean over images. GID's
+            # terms are means over instances or masked boxes of the part, and live batch norm sees it: these come close.
+            parts = next(batches).cut(settings.accumulate)
             lr = optim.learning_rate(settings, progress.step)
             optim.set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad(set_to_none=True)
@@ -80,20 +83,20 @@ def train(
                 total = torch.stack(list(losses.values())).sum()
                 run.scaler.scale(total / len(parts)).backward()
                 terms.append({**losses, "loss": total, **others})
-            values = update(config, run, terms, [part.image_ids for part in parts])
+            values = update(config, run, terms, [part.names() for part in parts])
             progress.step += 1
             progress.seconds += time.monotonic() - began
-            log.train(progress.step, values, lr=lr, images=settings.batch_size)
+            log.train(progress.step, values, lr=lr, images=sum(len(part.images) for part in parts))
             if warning := balance.add(values):
                 log.say(warning)
             evaluating = progress.step == settings.steps or _due(progress.step, settings.eval_every)
             if evaluating:
-                _evaluate(config, run, val_set, folder, log)
+                _evaluate(config, run, data.val, folder, log)
             if evaluating or _due(progress.step, settings.checkpoint_every):
-                _save(folder / "last.pt", config, run, train_set.classes)
+                _save(folder / "last.pt", config, run, data.train.classes)
 
         if run.metrics is None or run.metrics["step"] != progress.step:  # resumed with fewer steps than were done
-            _evaluate(config, run, val_set, folder, log)
+            _evaluate(config, run, data.val, folder, log)
         assert run.metrics is not None
         log.say(format_metrics(run.metrics))
     result = {**run.metrics, **asdict(progress), "parameters": count_parameters(run.student)}
@@ -102,7 +105,7 @@ def train(
 
 
 def compute_losses(
-    config: Config, run: Run, images: ImageList, targets: list[Target]
+    config: Config, run: Run, images: ImageList, targets: list[Target | None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One forward pass -> (weighted losses by name, other numbers for the log), scalars on the device."""
     with run.autocast:
@@ -124,7 +127,7 @@ def _task_losses(outputs: DetectorOutputs) -> dict[str, Tensor]:
     return {f"loss_{name.removeprefix('loss_')}": value for name, value in outputs.losses.items()}
 
 
-def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: list[list[int]]) -> dict[str, float]:
+def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: list[list[str]]) -> dict[str, float]:
     """The weights' step from the gradients of a step's parts -> means of their `terms`, which were on the device."""
     run.scaler.unscale_(run.optimizer)
     norm = optim.gradient_norm(run.parameters, config.train.clip_grad_norm)
@@ -136,11 +139,11 @@ def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: 
     return values
 
 
-def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
-    """The batches of the steps that are left."""
+def train_loader(config: Config, run: Run, images: Images, *, batch_size: int | None = None) -> Loader:
+    """The batches of the steps that are left. batch_size: other than train.batch_size."""
     return build_loader(
-        dataset,
-        batch_size=config.train.batch_size,
+        images,
+        batch_size=batch_size or config.train.batch_size,
         workers=config.data.workers,
         train=True,
         seed=config.seed,
@@ -150,8 +153,13 @@ def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
     )
 
 
-def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
-    for batch in train_loader(config, run, dataset):
+def _batches(config: Config, run: Run, data: Data, log: RunLog) -> Iterator[Batch]:
+    """Labelled images, and after them unlabelled ones where the config asks for them."""
+    more: Iterator[Batch] | None = None
+    if data.unlabeled is not None and config.data.unlabeled is not None:
+        more = iter(train_loader(config, run, data.unlabeled, batch_size=config.data.unlabeled.batch_size))
+    for batch in train_loader(config, run, data.train):
+        batch = batch if more is None else batch.with_unlabeled(next(more))
         _tell_unreadable(run, log, "the next image stands in for one that cannot be read", batch.unreadable)
         yield batch
 
@@ -164,28 +172,18 @@ def _tell_unreadable(run: Run, log: RunLog, what: str, problems: list[str]) -> N
         log.say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
 
 
-def cut(batch: Batch, count: int) -> list[Batch]:
-    """Equal parts of a batch, for gradient accumulation.
+def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target | None]]:
+    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher.
 
-    The mean of the parts' losses is the loss of the whole batch for the task loss, which is a mean over images. GID's
-    terms are means over instances or masked boxes of the part, and live batch norm sees the part: these come close.
-    """
-    size = len(batch.images) // count
-    return [
-        Batch(*(getattr(batch, name)[i : i + size] for name in ("images", "targets", "image_ids", "paths")))
-        for i in range(0, len(batch.images), size)
-    ]
-
-
-def to_device(config: Config, run: Run, batch: Batch) -> tuple[ImageList, list[Target]]:
-    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher."""
+    The target of an unlabelled image is None."""
     device = _device(run)
     images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
     targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in batch.targets]
     image_list, targets = run.student.transform(images, targets)
     if config.train.channels_last:
         image_list.tensors = image_list.tensors.contiguous(memory_format=torch.channels_last)
-    return image_list, targets
+    labelled = len(targets) - batch.unlabeled
+    return image_list, [*targets[:labelled], *[None] * batch.unlabeled]
 
 
 def _due(step: int, every: int) -> bool:

@@ -19,7 +19,7 @@ from gid_cuda.engine.setup import Run, build_data, build_run, without_compiled_c
 
 
 def first_losses(config: Config) -> tuple[Run, dict[str, float]]:
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     batch = next(iter(trainer.train_loader(config, run, train_set)))
     losses, _ = trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
@@ -31,7 +31,7 @@ def test_the_teacher_runs_without_gradient_in_the_runs_precision_and_format(
     channels_last: bool, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     config = distilled_config(data, tmp_path, teacher, f"train.channels_last={str(channels_last).lower()}")
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     assert run.teacher is not None
     run.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
