@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes README's result tables from the JSON files of benchmarks/results/, between `<!-- NAME -->` marks.
+"""Writes the result tables of README and docs from the JSON files of benchmarks/results/, between `<!-- NAME -->` marks.
 
-    python benchmarks/readme.py [--check]         --check: change nothing, exit 1 where README and files differ
+    python benchmarks/readme.py [--check]         --check: change nothing, exit 1 where a page and the files differ
 
 What there is no file of has no table. The pictures of the sweeps are drawn anew too, unless checking.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,45 +21,17 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import plot  # noqa: E402
 from benchmarks.report import by_case, seconds_text  # noqa: E402
 
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = Path("docs") / "images"
 ROLES = ("pytorch", "compile", "instead")
-PATTERNS = {
-    "demo-seeds": "demo_seeds.json",
-    "experiments": "experiment_*.json",
-    "speed-cpu": "cpu.json",
-    "speed-gpu": "gpu*.json",
+PAGES = {  # and the files behind each table of theirs
+    "README.md": {"methods": "experiment_methods.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"},
+    "docs/experiments.md": {
+        name: f"experiment_{name}.json" for name in ("methods", "small_images", "table5", "table6", "table7", "unlabeled")
+    },
 }
+SPEED = ("speed-cpu", "speed-gpu")
 SIZES = ("B", "R", "C", "K", "k", "N")  # those that differ between users
-
-
-def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
-def demo_seeds(results: dict) -> str:
-    """Mean and sample standard deviation over the seeds, a row a role, then the gain seed by seed."""
-    roles: dict[str, list[dict]] = {}
-    for run in results["runs"]:
-        roles.setdefault(run["role"], []).append(run)
-    lines = ["| | parameters | AP | AP50 | AP of each seed |", "|---|---|---|---|---|"]
-    for role, runs in roles.items():
-        each = ", ".join(f"{run['AP']:.1f}" for run in runs)
-        ap, ap50 = (mean_and_spread([run[key] for run in runs]) for key in ("AP", "AP50"))
-        lines.append(f"| {role} | {runs[0]['parameters'] / 1e6:.1f} M | {ap} | {ap50} | {each} |")
-    gains = [d["AP"] - p["AP"] for p, d in zip(roles["plain"], roles["distilled"], strict=True)]
-    each = ", ".join(f"{gain:+.1f}" for gain in gains)
-    lines.append(f"| gain | | {mean_and_spread(gains)} | | {each} |")
-    machine = results["machine"]
-    lines += [
-        "",
-        f"Mean ± standard deviation over {len(gains)} seeds of the students, one teacher; "
-        f"{machine['threads']} CPU threads, torch {machine['torch']}, commit {machine['commit']}. "
-        "Made again by `python benchmarks/demo_seeds.py`.",
-    ]
-    return "\n".join(lines)
 
 
 def experiment(results: dict[str, Any]) -> str:
@@ -157,9 +128,8 @@ def picture(path: Path) -> Path:
     return IMAGES / f"benchmark_{path.stem}.png"
 
 
-def files_of(name: str) -> list[Path]:
+def files_of(pattern: str) -> list[Path]:
     """The result files behind a table, whichever there are; of GPUs there may be several."""
-    pattern = PATTERNS[name]
     return [path for path in sorted(RESULTS.glob(pattern)) if not path.stem.endswith(("-step", "-compiled"))]
 
 
@@ -172,48 +142,43 @@ def read(path: Path) -> dict[str, Any]:
     return results
 
 
-def table(name: str) -> str:
+def table(name: str, pattern: str) -> str:
     """The tables of all files, one after the other, or nothing."""
-    parts = []
-    for path in files_of(name):
-        results = read(path)
-        if name == "demo-seeds":
-            parts.append(demo_seeds(results))
-        else:
-            parts.append(experiment(results) if name == "experiments" else speed(path, results))
-    return "\n\n".join(parts)
+    contents = ((path, read(path)) for path in files_of(pattern))
+    return "\n\n".join(speed(path, results) if name in SPEED else experiment(results) for path, results in contents)
 
 
-
-
-def render(text: str) -> str:
-    """README's text with every table made anew."""
-    for name in PATTERNS:
+def render(page: str, text: str) -> str:
+    """A page's text with every table made anew."""
+    for name, pattern in PAGES[page].items():
         marker = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not marker.search(text):
-            sys.exit(f"error: README.md has no place for the table: add <!-- {name} --> and <!-- /{name} -->")
-        content = table(name)
+            sys.exit(f"error: {page} has no place for the table: add <!-- {name} --> and <!-- /{name} -->")
+        content = table(name, pattern)
         content = f"{content}\n" if content else ""
         text = marker.sub(lambda match, content=content: f"{match[1]}{content}{match[2]}", text)
     return text
 
 
 def draw() -> None:
-    for path in [*files_of("speed-cpu"), *files_of("speed-gpu")]:
-        results = read(path)
-        if results["sweep"]:
-            plot.save(results, ROOT / picture(path))
+    for name in SPEED:
+        for path in files_of(PAGES["README.md"][name]):
+            results = read(path)
+            if results["sweep"]:
+                plot.save(results, ROOT / picture(path))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where README and files differ")
     arguments = parser.parse_args()
-    old = README.read_text()
-    new = render(old)
+    old = {page: (ROOT / page).read_text() for page in PAGES}
+    new = {page: render(page, text) for page, text in old.items()}
     if arguments.check:
-        sys.exit("error: README.md's tables are stale: run python benchmarks/readme.py" if new != old else 0)
-    README.write_text(new)
+        stale = [page for page in PAGES if old[page] != new[page]]
+        sys.exit(f"error: stale tables in {', '.join(stale)}: run python benchmarks/readme.py" if stale else 0)
+    for page, text in new.items():
+        (ROOT / page).write_text(text)
     draw()
 
 

@@ -83,14 +83,14 @@ def test_readme_has_a_table_of_what_there_is_a_file_of(
 ) -> None:
     result, _ = quick
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    assert readme.table("speed-cpu") == readme.table("speed-gpu") == ""
+    assert readme.table("speed-cpu", "cpu.json") == readme.table("speed-gpu", "gpu*.json") == ""
     (tmp_path / "cpu.json").write_text(json.dumps(result))
-    rows = [line for line in readme.table("speed-cpu").splitlines() if line.startswith("| `topk_nms`")]
+    rows = [line for line in readme.table("speed-cpu", "cpu.json").splitlines() if line.startswith("| `topk_nms`")]
     by_role = {row["role"]: row for row in result["rows"] if row["operator"] == "topk_nms"}
     ratio = by_role["pytorch"]["median_s"] / by_role["ours"]["median_s"]
     assert len(rows) == 1 and f"| {ratio:.3g}x | – |" in rows[0] and "batched_nms" in rows[0]
-    assert "benchmark_cpu.png" in readme.table("speed-cpu")
-    assert readme.table("speed-gpu") == ""
+    assert "benchmark_cpu.png" in readme.table("speed-cpu", "cpu.json")
+    assert readme.table("speed-gpu", "gpu*.json") == ""
 
 
 def test_a_run_that_is_stopped_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
