@@ -26,6 +26,7 @@ from gid_cuda.config import Config, load_config
 from gid_cuda.data import Batch, build_dataset
 from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
 from gid_cuda.engine import trainer
+from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.setup import Run, build_run
 from gid_cuda.errors import UserError
 
@@ -96,7 +97,7 @@ def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = 
             tame(detector)
     runs = {"distilled": run, "plain": replace(run, teacher=None, criterion=None)}
     watch = Stopwatch(run.parameters[0].device)
-    batches = iter(trainer.train_loader(replaced, run, dataset))
+    batches = iter(train_loader(replaced, run, dataset))
     loader = _loader_alone(batches)
     times: dict[str, Times] = {kind: {part: [] for part in PARTS} for kind in runs}
     with _watched(run, watch):
@@ -136,18 +137,18 @@ def _step(config: Config, run: Run, batches: Iterator[Batch], watch: Stopwatch) 
     watch.start()
     batch = next(batches)
     watch.lap("data")
-    parts = trainer.cut(batch, config.train.accumulate)
+    parts = batch.cut(config.train.accumulate)
     run.optimizer.zero_grad(set_to_none=True)
     terms = []
     for part in parts:
-        images, targets = trainer.to_device(config, run, part)
+        images, targets = to_device(config, run, part)
         watch.lap("transform")
         losses, others = trainer.compute_losses(config, run, images, targets)
         total = torch.stack(list(losses.values())).sum()
         run.scaler.scale(total / len(parts)).backward()
         watch.lap("backward")
         terms.append({**losses, "loss": total, **others})
-    trainer.update(config, run, terms, [part.image_ids for part in parts])
+    trainer.update(config, run, terms, [part.labelled_ids for part in parts])
     watch.lap("optimizer")
     return images.tensors.shape
 

@@ -68,6 +68,14 @@ class SplitConfig(Section):
 Splits = SplitConfig | Annotated[list[SplitConfig], Field(min_length=1)]
 
 
+class UnlabeledConfig(Section):
+    """Images without annotations in every training batch: they have distillation losses alone."""
+
+    # a folder, relative to data.root, searched with those in it; none: what data.labeled_fraction leaves out
+    images: HomePath | None = None
+    batch_size: PositiveInt  # such images a step, besides train.batch_size
+
+
 class DataConfig(Section):
     format: Literal["coco", "voc", "generated"]
     root: HomePath  # relative paths are taken from the working directory
@@ -76,10 +84,22 @@ class DataConfig(Section):
     # Keep and number these, in this order; images that none of them is in stay, as background. None: all classes of the
     # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
     classes: list[str] | None = None
+    # of the training images, drawn at random, the same in every run: the others' labels are not read
+    labeled_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    unlabeled: UnlabeledConfig | None = None
     one_based: bool = False  # VOC: coordinates start at 1
     workers: NonNegativeInt = 2  # loader processes, of each process that trains
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
     generated: GeneratedConfig = GeneratedConfig()
+
+    @model_validator(mode="after")
+    def _unlabeled_come_from_somewhere(self) -> DataConfig:
+        if self.unlabeled is not None and self.unlabeled.images is None and self.labeled_fraction == 1:
+            raise ValueError(
+                "unlabeled names no images, and labeled_fraction is 1: name a folder with unlabeled.images, or set "
+                "labeled_fraction below 1 to take the other training images"
+            )
+        return self
 
     @model_validator(mode="after")
     def _generated_reads_no_files(self) -> DataConfig:
@@ -260,6 +280,8 @@ _METHOD_IS_FOR = {
     "mimicking": ("detectors with a region proposal network", ("faster_rcnn",)),
 }
 
+_NEEDS_GROUND_TRUTH = ("fine_grained", "mimicking")
+
 
 class Config(Section):
     output: HomePath  # the run's folder
@@ -294,6 +316,28 @@ class Config(Section):
                     f"distill.method {self.distill.method} is for {what} ({', '.join(detectors)}), and model.detector "
                     f"is {self.model.detector}, so the paper's tables have no such pair: use method gid or fitnet"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _unlabeled_images_can_teach(self) -> Config:
+        if self.data.unlabeled is None:
+            return self
+        if self.distill is None:
+            raise ValueError(
+                "data.unlabeled is set but distill is not, and images without labels have distillation losses alone: "
+                "set data.unlabeled: none"
+            )
+        if self.distill.method in _NEEDS_GROUND_TRUTH or (self.distill.method == "gid" and self.distill.kinds != "all"):
+            what = "kinds" if self.distill.method == "gid" else "method"
+            raise ValueError(
+                f"data.unlabeled is set, but distill.{what} {getattr(self.distill, what)} looks at the ground truth, "
+                "which these images have not: use method gid with kinds all, method fitnet, or set data.unlabeled: none"
+            )
+        if self.data.unlabeled.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"data.unlabeled.batch_size {self.data.unlabeled.batch_size} cannot be cut into train.accumulate "
+                f"{self.train.accumulate} equal parts"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -15,13 +16,42 @@ from gid_cuda.data.folders import require_folder
 from gid_cuda.data.join import join, without_images_of
 from gid_cuda.data.records import CROWD, DIFFICULT, OBJECT, Records, one_line
 from gid_cuda.data.sources import Part, Source, sources
+from gid_cuda.data.unlabeled import UnlabeledImages, images_of_folder, labelled_part
 from gid_cuda.data.voc import VocSplit, scan_voc, voc_classes, voc_records
 from gid_cuda.errors import UserError
 
 
 def build_dataset(config: DataConfig, part: Part) -> DetectionDataset:
     """The train or val part of a config's data. UserError, one sentence, for anything wrong with it."""
+    if part == "train":
+        return build_training(config)[0]
     own = sources(config, part)
+    joined = _joined(config, part, own)
+    return DetectionDataset(joined, _notes(joined, part, own))
+
+
+def build_training(config: DataConfig) -> tuple[DetectionDataset, UnlabeledImages | None]:
+    """The train part, and the images that join it without labels, where `data.unlabeled` asks for any."""
+    own = sources(config, "train")
+    joined = _joined(config, "train", own)
+    rest: list[Path] = []
+    if config.labeled_fraction < 1:
+        joined, rest = labelled_part(joined, config.labeled_fraction)
+    train = DetectionDataset(joined, _notes(joined, "train", own))
+    if config.unlabeled is None:
+        return train, None
+    if config.unlabeled.images is not None:
+        return train, images_of_folder(config.root / config.unlabeled.images, joined)
+    if not rest:
+        raise UserError(
+            f"data.labeled_fraction {config.labeled_fraction} keeps the labels of all {len(train)} training images: "
+            "nothing is left for data.unlabeled"
+        )
+    return train, UnlabeledImages(rest)
+
+
+def _joined(config: DataConfig, part: Part, own: Sequence[Source]) -> Records:
+    """The records of all sources as one set."""
     sets = _read(config, part, own)
     for source, records in zip(own, sets, strict=True):
         if records.classes != sets[0].classes:
@@ -32,8 +62,7 @@ def build_dataset(config: DataConfig, part: Part) -> DetectionDataset:
     sets = [without_images_of(sets[:i], records) for i, records in enumerate(sets)]
     if len(sets) > 1:
         sets = [_with_own_notes(records, part, source.key) for records, source in zip(sets, own, strict=True)]
-    joined = join(sets)
-    return DetectionDataset(joined, _notes(joined, part, own))
+    return join(sets)
 
 
 def _read(config: DataConfig, part: Part, own: Sequence[Source]) -> list[Records]:

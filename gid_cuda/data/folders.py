@@ -76,6 +76,12 @@ class ImageFolder:
         )
 
 
+def nested(one: Path, other: Path) -> bool:
+    """Whether one of two folders lies in the other, or is it."""
+    a, b = os.path.realpath(one), os.path.realpath(other)
+    return os.path.commonpath([a, b]) in (a, b)
+
+
 def require_folder(path: Path, what: str, advice: str) -> None:
     if not path.is_dir():
         raise UserError(f"{what} not found: looked for the folder {path}{_here(path)}; {advice}")

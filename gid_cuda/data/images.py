@@ -18,6 +18,9 @@ MAX_PIXELS = 89_478_485  # where PIL, too, begins to warn; as float32 RGB it is 
 MAX_ASPECT = 200  # one side over the other; beyond it an image scaled to 800 x 1333 would soon have no row left
 # Only these decoders see a file, whatever its name says: PIL has others that run programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Of the files that are looked for where a folder is searched."""
+
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # PIL opens 16-bit grey as one of these
 
 

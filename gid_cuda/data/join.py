@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gid_cuda.data.folders import nested
 from gid_cuda.data.records import Records, one_line
 
 
@@ -20,7 +20,7 @@ def without_images_of(earlier: Sequence[Records], records: Records) -> Records:
     A set never leaves its image folder, by links neither, so only folders that are equal or nested are compared: most
     sets that are joined cost no look at the disk. All records are of one folder each.
     """
-    near = [other for other in earlier if _nested(other.folders[0], records.folders[0])]
+    near = [other for other in earlier if nested(other.folders[0], records.folders[0])]
     if not near:
         return records
     known = {path for other in near for path in _real_paths(other)}
@@ -29,7 +29,7 @@ def without_images_of(earlier: Sequence[Records], records: Records) -> Records:
         return records
     first = one_line(os.fsdecode(records.files[int(np.argmin(keep))]))
     note = f"{int((~keep).sum())} x image that an earlier set has, too, left out, e.g. {first}"
-    return replace(_take(records, keep), notes=[*records.notes, note])
+    return replace(take(records, keep), notes=[*records.notes, note])
 
 
 def join(parts: Sequence[Records]) -> Records:
@@ -60,7 +60,7 @@ def join(parts: Sequence[Records]) -> Records:
     )
 
 
-def _take(records: Records, keep: NDArray[np.bool_]) -> Records:
+def take(records: Records, keep: NDArray[np.bool_]) -> Records:
     """The images where `keep` (N,) is true, with their boxes."""
     counts = np.diff(records.offsets)
     rows = np.repeat(keep, counts)
@@ -79,11 +79,6 @@ def _take(records: Records, keep: NDArray[np.bool_]) -> Records:
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-
-def _nested(one: Path, other: Path) -> bool:
-    a, b = os.path.realpath(one), os.path.realpath(other)
-    return os.path.commonpath([a, b]) in (a, b)
 
 
 def _real_paths(records: Records) -> list[str]:

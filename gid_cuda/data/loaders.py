@@ -14,13 +14,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gid_cuda.data.dataset import DetectionDataset, Sample
 from gid_cuda.data.images import UnreadableImage
+from gid_cuda.data.unlabeled import UnlabeledImages
 from gid_cuda.data.workers import leave_signals_to_the_trainer, surviving
 from gid_cuda.errors import UserError
+
+Images = DetectionDataset | UnlabeledImages
 
 Draw = tuple[int, bool]
 """What the sampler asks for: index of the image, and whether to flip it."""
 
 _MOST_UNREADABLE = 100  # images in a row; then it is not a few broken files
+_PER_IMAGE = ("images", "targets", "image_ids", "paths")
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Batch:
     paths:      B file names
     unreadable: "path: reason" of files that could not be decoded. In training the next readable image stands in; in
                 evaluation the image is left out, so B may be smaller than asked for, even 0.
+    unlabeled:  so many of the images, the last ones, have no labels; their targets are empty, and mean nothing
     """
 
     images: list[Tensor] = field(default_factory=list)
@@ -40,6 +45,7 @@ class Batch:
     image_ids: list[int] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    unlabeled: int = 0
 
     def add(self, sample: Sample) -> None:
         self.images.append(sample.image)
@@ -56,6 +62,26 @@ class Batch:
         labels = torch.cat([torch.empty(0, dtype=torch.int64), *(target["labels"] for target in self.targets)])
         counts = [len(target["labels"]) for target in self.targets]
         return _apart, (pixels, shapes, boxes, labels, counts, self.image_ids, self.paths, self.unreadable)
+
+    def with_unlabeled(self, other: Batch) -> Batch:
+        """This batch and after it the images of another, without labels."""
+        lists = (getattr(self, name) + getattr(other, name) for name in (*_PER_IMAGE, "unreadable"))
+        return Batch(*lists, unlabeled=self.unlabeled + len(other.images))
+
+    @property
+    def labelled_ids(self) -> list[int]:
+        return self.image_ids[: len(self.image_ids) - self.unlabeled]
+
+    def cut(self, count: int) -> list[Batch]:
+        """`count` parts with as many labelled and as many unlabelled images each; both must be multiples of it."""
+        known, unknown = (len(self.images) - self.unlabeled) // count, self.unlabeled // count
+        parts = []
+        for part in range(count):
+            first = len(self.images) - self.unlabeled + part * unknown
+            rows = [*range(part * known, (part + 1) * known), *range(first, first + unknown)]
+            lists = ([getattr(self, name)[row] for row in rows] for name in _PER_IMAGE)
+            parts.append(Batch(*lists, unlabeled=unknown))
+        return parts
 
     def pin_memory(self) -> Batch:
         """Called by DataLoader where pinned memory was asked for."""
@@ -137,7 +163,7 @@ class _Batches(Dataset["Batch | str"]):
     A user's mistake is returned as its sentence, because DataLoader wraps an exception in the worker's traceback.
     """
 
-    def __init__(self, dataset: DetectionDataset, train: bool) -> None:
+    def __init__(self, dataset: Images, train: bool) -> None:
         self.dataset, self.train = dataset, train
 
     def __getitem__(self, draws: list[Draw]) -> Batch | str:
@@ -191,7 +217,7 @@ class Loader:
 
 
 def build_loader(
-    dataset: DetectionDataset,
+    dataset: Images,
     *,
     batch_size: int,
     workers: int,

@@ -206,12 +206,12 @@ def average_running_statistics(module: nn.Module) -> None:
         buffer.copy_(mean)
 
 
-def check_batch(batch_size: int, accumulate: int) -> None:
-    """UserError where a batch cannot be cut into parts of one size."""
+def check_batch(batch_size: int, accumulate: int, key: str = "train.batch_size") -> None:
+    """UserError where a batch cannot be cut into parts of one size. key: where its size stands in the config."""
     count = process_count()
     if batch_size % (count * accumulate):
         by = f"{count} processes" + (f" x train.accumulate {accumulate}" if accumulate > 1 else "")
         raise UserError(
-            f"train.batch_size {batch_size} is the images of a step over all processes and cannot be cut into equal "
+            f"{key} {batch_size} is the images of a step over all processes and cannot be cut into equal "
             f"parts for {by}: make it a multiple of {count * accumulate}"
         )

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gid_cuda.data.images import UnreadableImage, read_image
+from gid_cuda.data.images import SUFFIXES, UnreadableImage, read_image
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.engine.evaluation import coco_results
 from gid_cuda.errors import UserError
 from gid_cuda.viz.drawing import detection_boxes, draw_boxes, to_picture
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 RESULTS = "results.json"
 
 

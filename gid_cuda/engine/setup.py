@@ -15,7 +15,7 @@ from torch import nn
 
 from gid_cuda._library import cuda_missing_reason
 from gid_cuda.config import Config, DataConfig, DistillConfig, ModelConfig, load_config
-from gid_cuda.data import DetectionDataset, build_dataset
+from gid_cuda.data import DetectionDataset, UnlabeledImages, build_dataset, build_training
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
@@ -103,15 +103,24 @@ def build_run(config: Config, classes: list[str], *, adapter: Builder | None = N
     return Run(student.train(), teacher, criterion, parameters, optimizer, autocast, scaler)
 
 
-def build_data(config: DataConfig) -> tuple[DetectionDataset, DetectionDataset]:
-    """(training part, validation part), of the same classes in the same order."""
-    train, val = build_dataset(config, "train"), build_dataset(config, "val")
+@dataclass(frozen=True)
+class Data:
+    """train and val are of the same classes in the same order; unlabeled images, where there are any, join train."""
+
+    train: DetectionDataset
+    val: DetectionDataset
+    unlabeled: UnlabeledImages | None
+
+
+def build_data(config: DataConfig) -> Data:
+    train, unlabeled = build_training(config)
+    val = build_dataset(config, "val")
     if train.classes != val.classes:
         raise UserError(
             f"data: the training part has the classes {', '.join(train.classes)} and the validation part "
             f"{', '.join(val.classes)}: name those to use, in one order, in data.classes"
         )
-    return train, val
+    return Data(train, val, unlabeled)
 
 
 def require_teacher(config: Config, path: str | Path) -> None:
@@ -154,7 +163,7 @@ def start_random(config: Config, content: dict[str, Any] | None) -> None:
             set_random_states(saved[rank()])
 
 
-def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: DetectionDataset) -> list[str]:
+def describe(config: Config, run: Run, data: Data) -> list[str]:
     """What a run starts with, one line each: the first place to look when a result surprises."""
     device = run.parameters[0].device
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
@@ -163,11 +172,18 @@ def describe(config: Config, run: Run, train_set: DetectionDataset, val_set: Det
     lines = [
         f"device: {where}; kernels: {kernels}; mixed precision: {config.train.amp if device.type == 'cuda' else 'off'}",
         *_describe_processes(config),
-        f"data: {len(train_set)} training and {len(val_set)} validation images, {len(train_set.classes)} classes: "
-        + ", ".join(train_set.classes),
-        *(f"data, training part: {note}" for note in train_set.notes),
-        *(f"data, validation part: {note}" for note in val_set.notes),
+        f"data: {len(data.train)} training and {len(data.val)} validation images, {len(data.train.classes)} classes: "
+        + ", ".join(data.train.classes),
+        *(f"data, training part: {note}" for note in data.train.notes),
+        *(f"data, validation part: {note}" for note in data.val.notes),
     ]
+    if data.unlabeled is not None and config.data.unlabeled is not None:
+        each, labelled = config.data.unlabeled.batch_size, config.train.batch_size
+        lines.append(
+            f"data: {len(data.unlabeled)} images without labels, {each} of them in each step besides {labelled} "
+            "labelled ones"
+        )
+        lines += [f"data, unlabelled part: {note}" for note in data.unlabeled.notes]
     detectors = [("model", config.model, run.student)]
     if run.teacher is not None and config.teacher is not None:
         detectors.append(("teacher", config.teacher, run.teacher))

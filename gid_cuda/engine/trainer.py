@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
 from gid_cuda.config import Config, config_to_dict
-from gid_cuda.data import Batch, DetectionDataset, Loader, build_loader
+from gid_cuda.data import DetectionDataset, build_loader
 from gid_cuda.detectors.outputs import Detector, Target
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import kind_counts
 from gid_cuda.engine import checks, distributed, elastic, optim, skipping
+from gid_cuda.engine.batches import device_of, step_batches, tell_unreadable, to_device
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.contract import check_contract
 from gid_cuda.engine.deterministic import deterministic
-from gid_cuda.engine.draws import draws_of_step
 from gid_cuda.engine.evaluation import evaluate, format_metrics
 from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.log import QuietLog, RunLog
@@ -61,31 +61,36 @@ def _train(
     config: Config, interrupt: Interrupt, *, resume: bool, overwrite: bool, adapter: Builder | None
 ) -> dict[str, Any]:
     distributed.check_batch(config.train.batch_size, config.train.accumulate)
+    if config.data.unlabeled is not None:
+        distributed.check_batch(
+            config.data.unlabeled.batch_size, config.train.accumulate, "data.unlabeled.batch_size"
+        )
     if elastic.is_restarted(config.output):
         resume, overwrite = True, False
     distributed.on_main(lambda: check_folder(config, resume=resume, overwrite=overwrite))
     check_adapter(adapter, config.model, config.teacher if config.distill is not None else None)
     with distributed.first_of_each_machine():
-        train_set, val_set = build_data(config.data)
-    run = build_run(config, train_set.classes, adapter=adapter)
-    content = distributed.on_main(lambda: resume_content(config, train_set.classes)) if resume else None
+        data = build_data(config.data)
+    classes = data.train.classes
+    run = build_run(config, classes, adapter=adapter)
+    content = distributed.on_main(lambda: resume_content(config, classes)) if resume else None
     if content is not None:
         run.restore(content)
         run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
-    _check_contract(config, run, train_set)
+    _check_contract(config, run, data.train)
     folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
-    distributed.on_main(lambda: write_run_record(folder, config, train_set.classes, step=progress.step))
+    distributed.on_main(lambda: write_run_record(folder, config, classes, step=progress.step))
     with _open_log(config, run, folder) as log:
-        for line in describe(config, run, train_set, val_set):
+        for line in describe(config, run, data):
             log.say(line)
         if resume:
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
         if run.teacher is not None and content is None:
-            _check_teacher(config, run.teacher, val_set, log)
+            _check_teacher(config, run.teacher, data.val, log)
         balance = checks.Balance(run.criterion.loss_names if run.criterion is not None and progress.step == 0 else ())
-        batches = _batches(config, run, train_set, log)
+        batches = step_batches(config, run, data, log)
         start_random(config, content)
         log.start_clock()
 
@@ -94,12 +99,14 @@ def _train(
         while True:
             if _owes_evaluation(config, run):
                 with interrupt.leaving():
-                    _evaluate(config, run, val_set, folder, log, interrupt.leave_if_asked)
-                _save(folder / "last.pt", config, run, train_set.classes)
+                    _evaluate(config, run, data.val, folder, log, interrupt.leave_if_asked)
+                _save(folder / "last.pt", config, run, classes)
             if progress.step >= settings.steps:
                 break
             began = time.monotonic()
-            parts = cut(next(batches), settings.accumulate)
+            # The mean of the parts' losses is that of the whole batch for a task loss that is a mean over images. GID's
+            # terms are means over instances or masked boxes of the part, and live batch norm sees it: these come close.
+            parts = next(batches).cut(settings.accumulate)
             lr = optim.learning_rate(settings, progress.step)
             optim.set_learning_rate(run.optimizer, lr)
             run.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +119,7 @@ def _train(
                     run.scaler.scale(total / len(parts)).backward()
                 terms.append({**losses, "loss": total, **others})
             try:
-                values = update(config, run, terms, [part.image_ids for part in parts])
+                values = update(config, run, terms, [part.labelled_ids for part in parts])
                 run.skipped_in_a_row = 0
             except checks.NotFinite as problem:
                 log.skipped(progress.step + 1, skipping.skip(config, run, before, problem))
@@ -120,12 +127,12 @@ def _train(
             progress.step += 1
             progress.seconds += time.monotonic() - began
             if values:
-                log.train(progress.step, values, lr=lr, images=settings.batch_size)
+                log.train(progress.step, values, lr=lr, images=images_a_step(config))
                 if warning := balance.add(values):
                     log.say(warning)
             stopping = distributed.any_process(interrupt.asked())
             if stopping or _owes_evaluation(config, run) or _due(progress.step, settings.checkpoint_every):
-                _save(folder / "last.pt", config, run, train_set.classes)
+                _save(folder / "last.pt", config, run, classes)
             if stopping:
                 raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
@@ -137,7 +144,7 @@ def _train(
 
 
 def compute_losses(
-    config: Config, run: Run, images: ImageList, targets: list[Target]
+    config: Config, run: Run, images: ImageList, targets: list[Target | None]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One forward pass -> (weighted losses by name, other numbers for the log), scalars on the device."""
     with run.autocast:
@@ -169,23 +176,6 @@ def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: 
     return values
 
 
-def train_loader(config: Config, run: Run, dataset: DetectionDataset) -> Loader:
-    """The batches of the steps that are left."""
-    return build_loader(
-        dataset,
-        batch_size=config.train.batch_size,
-        workers=config.data.workers,
-        train=True,
-        seed=config.seed,
-        start_step=run.progress.step,
-        hflip=config.data.hflip,
-        pin_memory=_device(run).type == "cuda",
-        parts=config.train.accumulate,
-        rank=distributed.rank(),
-        processes=distributed.process_count(),
-    )
-
-
 def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
     if not distributed.is_main():
         return QuietLog(distributed.rank())
@@ -194,46 +184,9 @@ def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
     return RunLog(folder, start_step=step, steps=settings.steps, every=settings.log_every, evaluating=owed)
 
 
-def _batches(config: Config, run: Run, dataset: DetectionDataset, log: RunLog) -> Iterator[Batch]:
-    for batch in train_loader(config, run, dataset):
-        _tell_unreadable(run, log.aside, "the next image stands in for one that cannot be read", batch.unreadable)
-        yield batch
-
-
-def _tell_unreadable(run: Run, say: Callable[[str], None], what: str, problems: list[str]) -> None:
-    """In one line, and of each file once in a run."""
-    new = [line for line in dict.fromkeys(f"{what}: {problem}" for problem in problems) if line not in run.told]
-    if new:
-        run.told.update(new)
-        say(f"data: {new[0]}" + (f", and so for {len(new) - 1} more" if len(new) > 1 else ""))
-
-
-def cut(batch: Batch, count: int) -> list[Batch]:
-    """Equal parts of a batch, for gradient accumulation.
-
-    The mean of the parts' losses is the loss of the whole batch for the task loss, which is a mean over images. GID's
-    terms are means over instances or masked boxes of the part, and live batch norm sees the part: these come close.
-    """
-    size = len(batch.images) // count
-    return [
-        Batch(*(getattr(batch, name)[i : i + size] for name in ("images", "targets", "image_ids", "paths")))
-        for i in range(0, len(batch.images), size)
-    ]
-
-
-def to_device(config: Config, run: Run, batch: Batch, part: int = 0) -> tuple[ImageList, list[Target]]:
-    """uint8 images -> normalised, resized, padded ones with their targets: once a step, for student and teacher.
-
-    part: the how manieth of the step's batch it is."""
-    device = _device(run)
-    images = [image.to(device, non_blocking=True).float() / 255 for image in batch.images]
-    targets = [{key: value.to(device, non_blocking=True) for key, value in t.items()} for t in batch.targets]
-    first = (part * distributed.process_count() + distributed.rank()) * len(images)  # of the step's whole batch
-    with draws_of_step(config.seed, run.progress.step, first):
-        image_list, targets = run.student.transform(images, targets)
-    if config.train.channels_last:
-        image_list.tensors = image_list.tensors.contiguous(memory_format=torch.channels_last)
-    return image_list, targets
+def images_a_step(config: Config) -> int:
+    unlabeled = config.data.unlabeled
+    return config.train.batch_size + (unlabeled.batch_size if unlabeled is not None else 0)
 
 
 def _due(step: int, every: int) -> bool:
@@ -251,7 +204,7 @@ def _check_contract(config: Config, run: Run, dataset: DetectionDataset) -> None
     """Two images through both detectors: a user's own may give what breaks, or teaches nothing, much later."""
     batch = next(iter(build_loader(dataset, batch_size=2, workers=0, train=True, seed=config.seed)))
     images, targets = to_device(config, run, batch)
-    raw = [image.to(_device(run)).float() / 255 for image in batch.images]
+    raw = [image.to(device_of(run)).float() / 255 for image in batch.images]
     with run.autocast, without_compiled_code(config):
         check_contract(run.student, run.teacher, images, targets, raw, len(dataset.classes))
 
@@ -279,10 +232,10 @@ def _evaluate(
             dataset,
             batch_size=_part_size(config),
             workers=config.data.workers,
-            device=_device(run),
+            device=device_of(run),
             between=between,
         )
-    _tell_unreadable(run, log.say, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
+    tell_unreadable(run, log.say, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
     run.metrics = {"step": run.progress.step, **metrics}
     log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)
     if (metrics["AP"] or 0.0) > run.progress.best_ap:
@@ -310,7 +263,3 @@ def _save(path: Path, config: Config, run: Run, classes: list[str], *, resumable
 
 def _part_size(config: Config) -> int:
     return config.train.batch_size // (config.train.accumulate * distributed.process_count())
-
-
-def _device(run: Run) -> torch.device:
-    return run.parameters[0].device

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gid_cuda.config import Config
 from gid_cuda.distill.selection import keep_instances
 from gid_cuda.engine import distributed, trainer
+from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.evaluation import detect
 from gid_cuda.engine.objective import Objective
 from gid_cuda.engine.setup import Run, build_data, build_run
@@ -51,19 +52,19 @@ def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Seque
 
     empty: places in the batch whose images have no instance, and no ground truth either."""
     config = config_of(case, data, teacher, folder)
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     if config.model.detector == "faster_rcnn":
         for sampler in (run.student.rpn.fg_bg_sampler, run.student.roi_heads.fg_bg_sampler):
             sampler.batch_size_per_image = 10**6
-    batch = next(iter(trainer.train_loader(config, run, train_set)))
+    batch = next(iter(train_loader(config, run, train_set)))
     places = _places(config)
-    parts, sizes, terms, n = trainer.cut(batch, config.train.accumulate), [], [], 0
+    parts, sizes, terms, n = batch.cut(config.train.accumulate), [], [], 0
     for number, part in enumerate(parts):
         none = [place in empty for place in places[n : n + len(part.images)]]
         n += len(none)
         with distributed.accumulating(run.objective, last=number == len(parts) - 1):
-            images, targets = trainer.to_device(config, run, part, number)
+            images, targets = to_device(config, run, part, number)
             targets = [_nothing(target) if no else target for target, no in zip(targets, none, strict=True)]
             _without_instances(run, none)
             losses, others = trainer.compute_losses(config, run, images, targets)
@@ -79,10 +80,10 @@ def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Seque
 def one_step_of_unlabelled(case: str, data: Path, teacher: Path, folder: Path) -> Result:
     """As `one_step`, but the images 1, 2 and 3 are unlabelled, so that the second process has no labelled one."""
     config = config_of(case, data, teacher, folder)
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
-    batch = next(iter(trainer.train_loader(config, run, train_set)))
-    images, targets = trainer.to_device(config, run, batch)
+    batch = next(iter(train_loader(config, run, train_set)))
+    images, targets = to_device(config, run, batch)
     known = [target if place == 0 else None for place, target in zip(_places(config), targets, strict=True)]
     losses, _ = trainer.compute_losses(config, run, images, known)
     sum(losses.values()).backward()
@@ -92,7 +93,7 @@ def one_step_of_unlabelled(case: str, data: Path, teacher: Path, folder: Path) -
 def evaluation(data: Path, teacher: Path, folder: Path) -> Result:
     """Detections of all, and of three validation images; the metrics of all."""
     config = plain_config(data, folder, "model.fpn_channels=24", f"model.weights={teacher}", "model.score_thresh=0")
-    _, val_set = build_data(config.data)
+    val_set = build_data(config.data).val
     student = build_run(config, val_set.classes).student
     how: dict[str, Any] = {"workers": 0, "device": torch.device("cpu")}
     found = [detect(student, val_set, batch_size=size, **how) for size in (1, 2, 3)]

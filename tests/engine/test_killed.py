@@ -22,9 +22,8 @@ from test_trainer import entries
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from zygote import Zygote
 
-from gid_cuda.data import build_dataset, build_loader
+from gid_cuda.data import Batch, build_dataset, build_loader
 from gid_cuda.data.dataset import DetectionDataset
-from gid_cuda.engine import trainer
 from gid_cuda.engine.checkpoint import load_checkpoint, save_checkpoint
 from gid_cuda.engine.trainer import train
 from gid_cuda.errors import UserError
@@ -227,7 +226,7 @@ def test_an_image_that_becomes_unreadable_in_mid_run(tmp_path: Path, monkeypatch
     more = ["train.steps=16", "data.workers=1", "train.eval_every=8"]  # four steps are an epoch
     config = plain_config(tmp_path / "data", tmp_path / "run", *more)
     images = [build_dataset(config.data, part).path(1) for part in ("train", "val")]
-    cut, steps = trainer.cut, iter(range(100))
+    cut, steps = Batch.cut, iter(range(100))
 
     def spoil(*arguments: Any) -> Any:
         if next(steps) == 8:
@@ -235,7 +234,7 @@ def test_an_image_that_becomes_unreadable_in_mid_run(tmp_path: Path, monkeypatch
             images[1].unlink()
         return cut(*arguments)
 
-    monkeypatch.setattr(trainer, "cut", spoil)
+    monkeypatch.setattr(Batch, "cut", spoil)
     assert train(config)["step"] == 16
     said = capsys.readouterr().out
     assert said.count(f"the next image stands in for one that cannot be read: {images[0]}") == 1

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from gid_cuda.config import Config
 from gid_cuda.engine import trainer
+from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.setup import Run, build_data, build_run, without_compiled_code
 
 
 def first_losses(config: Config) -> tuple[Run, dict[str, float]]:
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
-    batch = next(iter(trainer.train_loader(config, run, train_set)))
-    losses, _ = trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
+    batch = next(iter(train_loader(config, run, train_set)))
+    losses, _ = trainer.compute_losses(config, run, *to_device(config, run, batch))
     return run, {name: loss.item() for name, loss in losses.items()}
 
 
@@ -31,7 +32,7 @@ def test_the_teacher_runs_without_gradient_in_the_runs_precision_and_format(
     channels_last: bool, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     config = distilled_config(data, tmp_path, teacher, f"train.channels_last={str(channels_last).lower()}")
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     assert run.teacher is not None
     run.autocast = torch.autocast("cpu", dtype=torch.bfloat16)
@@ -41,8 +42,8 @@ def test_the_teacher_runs_without_gradient_in_the_runs_precision_and_format(
         seen.extend((torch.is_grad_enabled(), feature) for feature in (*inputs, *outputs.values()))
 
     run.teacher.backbone.register_forward_hook(look)
-    batch = next(iter(trainer.train_loader(config, run, train_set)))
-    trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
+    batch = next(iter(train_loader(config, run, train_set)))
+    trainer.compute_losses(config, run, *to_device(config, run, batch))
     assert len(seen) == 6 and not any(grad for grad, _ in seen)
     assert all(feature.dtype == torch.bfloat16 for _, feature in seen[1:])
     large = [feature for _, feature in seen if feature.shape[-1] > 1]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gid_cuda.data import build_loader
 from gid_cuda.engine import checks, optim, skipping, trainer
+from gid_cuda.engine.batches import to_device
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.setup import build_data, build_run
 from gid_cuda.engine.trainer import compute_losses, train
@@ -109,7 +110,7 @@ def test_with_a_scaler(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """fp16's: the step after a skipped one unscales its gradients again."""
     poison(monkeypatch, 1)
     config = plain_config(data, tmp_path, "train.on_nan=skip")
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
@@ -117,7 +118,7 @@ def test_with_a_scaler(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
     for _ in range(2):
         before = skipping.remember(config, run)
         run.optimizer.zero_grad()
-        losses, _ = trainer.compute_losses(config, run, *trainer.to_device(config, run, batch))
+        losses, _ = trainer.compute_losses(config, run, *to_device(config, run, batch))
         run.scaler.scale(sum(losses.values())).backward()
         try:
             trainer.update(config, run, [losses], [batch.image_ids])

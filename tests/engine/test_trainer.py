@@ -13,8 +13,9 @@ from engine_helpers import CONFIGS, TINY_TEACHER, distilled_config, plain_config
 from torch import Tensor
 
 from gid_cuda.config import Config, config_from_dict, load_config
-from gid_cuda.data import build_loader
+from gid_cuda.data import Batch, build_loader
 from gid_cuda.engine import trainer
+from gid_cuda.engine.batches import to_device
 from gid_cuda.engine.checkpoint import load_checkpoint, load_detector, save_checkpoint
 from gid_cuda.engine.setup import build_data, build_run
 from gid_cuda.engine.trainer import compute_losses, train
@@ -152,12 +153,12 @@ def test_resume_is_exact(distilled: bool, data: Path, teacher: Path, tmp_path: P
 def test_loss_falls_on_one_small_batch(data: Path, teacher: Path, tmp_path: Path) -> None:
     """A distilled student sees the same two images again and again: its task losses fall, and so does the whole."""
     config = distilled_config(data, tmp_path, teacher, "train.clip_grad_norm=1", "input.min_size=[64]")
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
     history = []
     for _ in range(30):
-        losses, _ = compute_losses(config, run, *trainer.to_device(config, run, batch))
+        losses, _ = compute_losses(config, run, *to_device(config, run, batch))
         history.append({name: value.item() for name, value in losses.items()})
         run.optimizer.zero_grad()
         sum(losses.values()).backward()
@@ -172,18 +173,18 @@ def test_loss_falls_on_one_small_batch(data: Path, teacher: Path, tmp_path: Path
 def test_plain_and_distilled_students_of_a_seed_start_alike(data: Path, teacher: Path, tmp_path: Path) -> None:
     runs = []
     for config in (plain_config(data, tmp_path), distilled_config(data, tmp_path, teacher)):
-        runs.append(build_run(config, build_data(config.data)[0].classes).student.state_dict())
+        runs.append(build_run(config, build_data(config.data).train.classes).student.state_dict())
     assert all(torch.equal(runs[0][key], runs[1][key]) for key in runs[0])
 
 
 def test_the_teacher_is_left_alone(data: Path, teacher: Path, tmp_path: Path) -> None:
     config = distilled_config(data, tmp_path, teacher)
-    train_set, _ = build_data(config.data)
+    train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
     assert run.teacher is not None and run.criterion is not None
     batch = next(iter(build_loader(train_set, batch_size=2, workers=0, train=True)))
     before = {key: value.clone() for key, value in run.teacher.state_dict().items()}
-    losses, _ = compute_losses(config, run, *trainer.to_device(config, run, batch))
+    losses, _ = compute_losses(config, run, *to_device(config, run, batch))
     sum(losses.values()).backward()
     run.optimizer.step()
     assert not run.teacher.training and all(p.grad is None for p in run.teacher.parameters())
@@ -226,9 +227,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     term: str, data: Path, teacher: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     seen: list[list[int]] = []
-    cut = trainer.cut
+    cut = Batch.cut
 
-    def watch(batch: Any, count: int) -> Any:
+    def watch(batch: Batch, count: int) -> list[Batch]:
         seen.append(batch.image_ids)
         return cut(batch, count)
 
@@ -238,7 +239,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             losses[term] = losses[term] * torch.tensor(float("nan"))
         return losses, others
 
-    monkeypatch.setattr(trainer, "cut", watch)
+    monkeypatch.setattr(Batch, "cut", watch)
     monkeypatch.setattr(trainer, "compute_losses", poison)
     with pytest.raises(UserError) as caught:
         train(distilled_config(data, tmp_path / "run", teacher, "train.checkpoint_every=2", "train.steps=5"))
@@ -386,7 +387,7 @@ def test_no_gpu_here(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
 def test_an_image_that_cannot_be_read_is_told_once(tmp_path: Path, capsys: Any) -> None:
     """In training the next one stands in; evaluation leaves it out."""
     config = plain_config(tmp_path / "data", tmp_path / "run", "train.steps=10", "train.eval_every=5")
-    parts = build_data(config.data)
+    parts = build_data(config.data).train, build_data(config.data).val
     for part in parts:
         part.path(1).write_bytes(b"no image")
     result = train(config)

@@ -1,0 +1,82 @@
+"""Images without annotations: those of a folder, or the training images whose annotations are left aside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gid_cuda.data.dataset import Sample
+from gid_cuda.data.folders import nested, require_folder
+from gid_cuda.data.images import SUFFIXES, read_image
+from gid_cuda.data.join import take
+from gid_cuda.data.records import Records
+from gid_cuda.errors import UserError
+
+
+class UnlabeledImages(Dataset[Sample]):
+    """Image files; their samples have no boxes and are numbered from 0. `notes`: what to know of them, a line each."""
+
+    def __init__(self, files: Iterable[Path], notes: Sequence[str] = ()) -> None:
+        # One array instead of many objects: see `Records`.
+        self._files = np.array([os.fsencode(file) for file in files], dtype=np.bytes_)
+        self.notes = list(notes)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def path(self, index: int) -> Path:
+        return Path(os.fsdecode(self._files[index]))
+
+    def __getitem__(self, index: int) -> Sample:
+        """UnreadableImage where the file cannot be decoded."""
+        path = self.path(index)
+        none = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+        return Sample(read_image(path), *none, image_id=index, path=str(path))
+
+
+def labelled_part(records: Records, fraction: float) -> tuple[Records, list[Path]]:
+    """A random `fraction` of the images, with their boxes, the same in every run; and the files of the others.
+
+    At least one image is kept, in its place; a larger fraction keeps those of a smaller one, too.
+    """
+    count = len(records.files)
+    chosen = np.random.default_rng(0).permutation(count)[: max(1, round(fraction * count))]
+    keep = np.zeros(count, bool)
+    keep[chosen] = True
+    return take(records, keep), [records.path(int(index)) for index in np.flatnonzero(~keep)]
+
+
+def images_of_folder(folder: Path, labelled: Records) -> UnlabeledImages:
+    """The image files in `folder` and the folders in it, by suffix and sorted, without those that `labelled` has.
+
+    UserError where there is none. Links to folders are not followed; those to files are."""
+    require_folder(folder, "data.unlabeled.images", "name a folder of images, relative to data.root")
+    found = sorted(_walk(folder))
+    if not found:
+        raise UserError(f"no images in {folder}: data.unlabeled.images is searched for {', '.join(SUFFIXES)}")
+    known = _known(folder, labelled)
+    files = [file for file in found if not known or os.path.realpath(file) not in known]
+    if not files:
+        raise UserError(
+            f"all {len(found)} images in {folder} are in the training data with their labels: nothing is left for "
+            "data.unlabeled.images"
+        )
+    left_out = len(found) - len(files)
+    return UnlabeledImages(files, [f"{left_out} x image that the labelled part has, too, left out"] * (left_out > 0))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _known(folder: Path, labelled: Records) -> set[str]:
+    """Real paths of the labelled images; empty where none of their folders is this one, in it, or around it."""
+    if not any(nested(folder, other) for other in labelled.folders):
+        return set()
+    return {os.path.realpath(labelled.path(index)) for index in range(len(labelled.files))}
