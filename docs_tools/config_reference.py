@@ -23,9 +23,10 @@ INTRODUCTION = """\
 # Configuration
 
 One YAML file describes one run; this page is made from its schema, `gid_cuda/config.py`. `base: FILE` (relative to the
-file that says so) takes from another file what this one leaves out: sections are merged key by key, lists and values are
-replaced. Every key can also be given on the command line, after the others' values and in order: `train.lr=0.02`.
-`none` switches off a section that may be off. A key that is not listed here is refused, and the nearest known one named.
+file that says so) takes from another file what this one leaves out: sections are merged key by key, lists and values
+are replaced. Every key can also be given on the command line, as in `train.lr=0.02`, and then counts instead of the
+file's. `none` switches off a section that may be off. A key that is not listed here is refused, and the nearest known
+one named.
 
 The resolved file, with every default written out, is `config.yaml` in the run's folder.
 """

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = {"docs/reference/config.md": None, "docs/changelog.md": "CHANGELOG.md"}  # by docs_tools.hooks; and from what
+GENERATED = {"docs/reference/config.md": None, "docs/changelog.md": "CHANGELOG.md"}  # by hooks.py; and from what
 
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|^ {4}.*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
