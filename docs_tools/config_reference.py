@@ -43,12 +43,11 @@ _BOUNDS = (
 def page() -> str:
     """The page in Markdown."""
     root = Config.model_json_schema(mode="validation")
-    comments = {name: _comments(name) for name in [*root["$defs"], "Config"]}
     parts = [INTRODUCTION]
     sections = list(_sections("", "Config", root, root["$defs"]))
     headings = {path for path, _, _ in sections}
     for path, name, schema in sections:
-        parts += _section(path, schema, comments[name], headings)
+        parts += _section(path, schema, _meanings(name, schema, root["$defs"]), headings)
     return "\n".join(parts) + "\n"
 
 
@@ -56,9 +55,9 @@ def keys() -> list[tuple[str, str]]:
     """(dotted key, its comment) of every key, in the order of the page."""
     root = Config.model_json_schema(mode="validation")
     return [
-        (_dotted(path, key), _comments(name).get(key, ""))
+        (_dotted(path, key), meaning)
         for path, name, schema in _sections("", "Config", root, root["$defs"])
-        for key in schema["properties"]
+        for key, meaning in _meanings(name, schema, root["$defs"]).items()
     ]
 
 
@@ -83,7 +82,17 @@ def _sections(
         waiting = [(where, ref, known[ref]) for where, ref in inner if ref is not None] + waiting
 
 
-def _section(path: str, schema: dict[str, Any], comments: dict[str, str], headings: set[str]) -> Iterator[str]:
+def _meanings(name: str, schema: dict[str, Any], known: dict[str, Any]) -> dict[str, str]:
+    """Of each key of a class: its comment, or how the docstring of the section that it is begins."""
+    found = {}
+    for key, value in schema["properties"].items():
+        section = known.get(_reference(value) or "", {})
+        begin = re.split(r"(?<=\w)[.;:](?=\s|$)", " ".join(section.get("description", "").split()))[0]
+        found[key] = _comments(name).get(key) or begin
+    return found
+
+
+def _section(path: str, schema: dict[str, Any], meanings: dict[str, str], headings: set[str]) -> Iterator[str]:
     title = f"## `{path}` {{ #{path} }}" if path else "## The file { #the-file }"
     yield f"{title}\n"
     if described := schema.get("description"):
@@ -95,7 +104,7 @@ def _section(path: str, schema: dict[str, Any], comments: dict[str, str], headin
         default = "required" if key in required else _default(value)
         kind = _kind(value, _dotted(path, key))
         place = "" if dotted in headings else f'<a id="{dotted}"></a>'
-        row = (f"{place}`{key}`", kind, default, _as_text(comments.get(key, "")))
+        row = (f"{place}`{key}`", kind, default, _as_text(meanings[key]))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
     yield ""
 

@@ -22,9 +22,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
-FEW = [
+FEW_DRAWN = [
     "data.generated.width=96", "data.generated.height=64", "data.generated.train_images=4",
-    "data.generated.val_images=2", "data.workers=0", "input.min_size=[64]", "input.max_size=96",
+    "data.generated.val_images=2",
+]  # fmt: skip
+FEW_UNLABELED = ["data.labeled_fraction=0.5", "data.unlabeled.batch_size=1"]
+FEW = [
+    "data.workers=0", "input.min_size=[64]", "input.max_size=96",
     "model.backbone=mobilenet_v3_small", "model.backbone_weights=none", "model.norm=live", "model.fpn_channels=16",
     "model.head_depth=1", "train.batch_size=2", "train.accumulate=1", "train.steps=2", "train.milestones=[]",
     "train.warmup_steps=1", "train.log_every=1", "train.eval_every=0", "train.checkpoint_every=0", "device=cpu",
@@ -69,7 +73,7 @@ def call(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
 
 
 def understood(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> argparse.Namespace:
-    """The arguments as the script takes them; SystemExit where it does not know one."""
+    """The arguments as the script takes them; the test fails where it does not know one."""
 
     def stop(parse: Any) -> Any:
         def parse_and_stop(*arguments: Any, **named: Any) -> None:
@@ -102,13 +106,13 @@ def write_coco(folder: Path) -> None:
 
 
 def write_voc(folder: Path) -> None:
-    """Splits `trainval` and `test`, of one picture with a box each."""
+    """Splits `trainval` and `test`, of two pictures with a box each."""
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
-    for number, split in enumerate(("trainval", "test")):
-        name = f"picture{number}"
+    for split, name in (("trainval", "a"), ("trainval", "b"), ("test", "c"), ("test", "d")):
         Image.new("RGB", (96, 64), (90, 120, 40)).save(folder / "JPEGImages" / f"{name}.jpg")
-        (folder / "ImageSets/Main" / f"{split}.txt").write_text(f"{name}\n")
+        with open(folder / "ImageSets/Main" / f"{split}.txt", "a") as names:
+            names.write(f"{name}\n")
         (folder / "Annotations" / f"{name}.xml").write_text(
             f"<annotation><filename>{name}.jpg</filename><size><width>96</width><height>64</height></size><object>"
             "<name>nut</name><bndbox><xmin>8</xmin><ymin>8</ymin><xmax>60</xmax><ymax>50</ymax></bndbox></object>"
