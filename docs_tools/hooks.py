@@ -27,6 +27,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    from docs_tools.equations import to_mathml
+    from docs_tools.equations import drawn
 
-    return to_mathml(html)
+    return drawn(html)
