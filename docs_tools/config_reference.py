@@ -87,7 +87,8 @@ def _meanings(name: str, schema: dict[str, Any], known: dict[str, Any]) -> dict[
     found = {}
     for key, value in schema["properties"].items():
         section = known.get(_reference(value) or "", {})
-        begin = re.split(r"(?<=\w)[.;:](?=\s|$)", " ".join(section.get("description", "").split()))[0]
+        described = " ".join(section.get("description", "").split())
+        begin = re.split(r";|(?<=[\w`)])\.(?=\s+[A-Z]|$)", described)[0]
         found[key] = _comments(name).get(key) or begin
     return found
 

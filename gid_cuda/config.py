@@ -69,6 +69,8 @@ Splits = SplitConfig | Annotated[list[SplitConfig], Field(min_length=1)]
 
 
 class DataConfig(Section):
+    """Images with their boxes, to train on and to evaluate on."""
+
     format: Literal["coco", "voc", "generated"]  # layout of the files; generated: pictures are drawn
     root: HomePath  # relative paths are taken from the working directory
     train: Splits = SplitConfig()  # generated: known by itself
@@ -222,6 +224,8 @@ class DistillConfig(Section):
 
 
 class TrainConfig(Section):
+    """Length, optimizer and precision of a run, and how often it logs, evaluates and saves."""
+
     steps: PositiveInt
     batch_size: PositiveInt = 16  # images a step, over all accumulation parts
     accumulate: PositiveInt = 1  # parts that a batch is cut into
