@@ -196,5 +196,3 @@ def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
             where = alone if token.line.strip().startswith("#") else beside
             where[token.start[0]] = token.string.lstrip("# ").rstrip()
     return beside, alone
-
-

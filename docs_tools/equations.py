@@ -1,4 +1,4 @@
-"""LaTeX in pages -> drawings, made by matplotlib when the site is built: no script, no font, no server for the reader."""
+"""LaTeX in pages -> drawings, made by matplotlib when the site is built: a reader needs no script, font or server."""
 
 from __future__ import annotations
 

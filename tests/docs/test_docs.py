@@ -75,7 +75,15 @@ def test_every_command_of_the_data_page(checkout: Path, monkeypatch: Any, capsys
     write_coco(checkout / "mine")
     write_voc(checkout / "voc")
     found = [words for words in commands(DOCS / "own_data.md") if "convert" not in words[0]]
-    assert [Path(words[0]).stem for words in found] == ["train", "train", "train", "compare", "train", "train", "predict"]
+    assert [Path(words[0]).stem for words in found] == [
+        "train",
+        "train",
+        "train",
+        "compare",
+        "train",
+        "train",
+        "predict",
+    ]
     for words in found:
         run_small(monkeypatch, [word.replace("/data/", f"{checkout}/") for word in words])
     assert load_checkpoint(checkout / "runs/mine/voc/best.pt")["classes"] == ["nut"]

@@ -22,7 +22,6 @@ from docs_tools.equations import drawn
 from gid_cuda import config as schema
 from gid_cuda import distill, ops
 
-
 # Their names say it all.
 PLAIN = {"seed", "device", "model.fpn_channels", "train.steps", "train.optimizer", "train.lr", "train.momentum"}
 PLAIN |= {"train.clip_grad_norm"}
@@ -99,9 +98,7 @@ def test_links_out_of_the_pages_become_names() -> None:
 
 
 def test_equations_are_drawn() -> None:
-    page = drawn(
-        r'<p>of <span class="arithmatex">\(a &lt; b\)</span></p><div class="arithmatex">\[\frac{1}{n}\]</div>'
-    )
+    page = drawn(r'<p>of <span class="arithmatex">\(a &lt; b\)</span></p><div class="arithmatex">\[\frac{1}{n}\]</div>')
     assert page.count("<svg") == 2 and "arithmatex" not in page and '<div class="equation"><svg' in page
     assert 'aria-label="a &lt; b"' in page and 'fill="currentColor"' in page
     for data, box in re.findall(r'viewBox="([^"]*)".*? d="([^"]*)"', page):
@@ -187,7 +184,8 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path: Path)
 def test_each_operator_and_each_name_of_distillation_has_its_place() -> None:
     for page, module in (("operators.md", ops), ("distillation.md", distill)):
         named = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / page).read_text(), re.MULTILINE)
-        assert {name for name in module.__all__ if not name.isupper() or name == "GID"} <= {n.split(".")[-1] for n in named}
+        public = {name for name in module.__all__ if not name.isupper() or name == "GID"}
+        assert public <= {path.rpartition(".")[2] for path in named}
         for path in named:
             where, _, name = path.rpartition(".")
             assert hasattr(importlib.import_module(where), name), path
