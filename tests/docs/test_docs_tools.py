@@ -18,6 +18,7 @@ from docs_helpers import DOCS, PAGES, ROOT, prose
 
 import gid_cuda
 from docs_tools import config_reference, hygiene, links
+from docs_tools.docstrings import as_markdown
 from docs_tools.equations import drawn
 from gid_cuda import config as schema
 from gid_cuda import distill, ops
@@ -119,6 +120,39 @@ def test_every_equation_of_the_pages_can_be_drawn() -> None:
     assert len(found) > 20
     for block, inline in found:
         drawn(rf'<span class="arithmatex">\({block or inline}\)</span>')
+
+
+def test_docstrings_become_markdown_that_says_the_same() -> None:
+    written = """\
+Over all Ch*P*P values of `a*b`.
+
+    code = a * b
+
+loss, other = alpha * beta: what
+    goes on here.
+scope: all
+Then a sentence: with a colon.
+
+Args:
+    k: how many * many.
+"""
+    assert (
+        as_markdown(written)
+        == """\
+Over all Ch\\*P\\*P values of `a*b`.
+
+    code = a * b
+
+- `loss, other` = alpha \\* beta: what
+    goes on here.
+- `scope`: all
+
+Then a sentence: with a colon.
+
+Args:
+    k: how many * many.
+"""
+    )
 
 
 def test_hygiene_of_every_file_of_the_checkout() -> None:
