@@ -24,7 +24,7 @@ from gid_cuda import config as schema
 from gid_cuda import distill, ops
 
 # Their names say it all.
-PLAIN = {"seed", "device", "model.fpn_channels", "train.steps", "train.optimizer", "train.lr", "train.momentum"}
+PLAIN = {"seed", "device", "train.steps", "train.optimizer", "train.lr", "train.momentum"}
 PLAIN |= {"train.clip_grad_norm"}
 
 
