@@ -120,7 +120,7 @@ class ModelConfig(Section):
     norm: Literal["frozen", "live"] = "frozen"  # batch norm: frozen statistics, or live (from scratch needs live)
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
-    fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256  # of each map of the pyramid; student and teacher may differ
+    fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256  # of the pyramid; student and teacher may differ
     # 3x3 convolutions of each head; Faster R-CNN's RPN always has one
     head_depth: Annotated[int, Field(gt=0, le=64)] = 4
     # one a level, pixels; each at 3 ratios, RetinaNet's at 3 scales, too; FCOS has none
