@@ -4,7 +4,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 SEED ?= 0
 
-.PHONY: build demo test test-slow bench gpu-check lint clean
+.PHONY: build demo test test-slow bench gpu-check lint docs clean
 
 # torch first: the extension is then built against the very torch that runs it.
 $(VENV)/ready: pyproject.toml
@@ -45,6 +45,11 @@ gpu-check:
 
 lint: build
 	$(PY) -m ruff check .
+
+# The pages of docs/ as a site in build/site; fails where a link or an anchor leads nowhere.
+docs: build
+	$(PY) -m pip install --quiet -e ".[docs]" --no-build-isolation
+	$(PY) -m mkdocs build --strict
 
 clean:
 	rm -rf build *.egg-info gid_cuda/*.so .pytest_cache .hypothesis .ruff_cache

@@ -45,11 +45,11 @@ class Section(BaseModel):
 class GeneratedConfig(Section):
     """The generated data set (`format: generated`): written once in COCO layout under `data.root`."""
 
-    train_images: PositiveInt = 400
-    val_images: PositiveInt = 100
-    width: PositiveInt = 192
-    height: PositiveInt = 144
-    seed: int = 0
+    train_images: PositiveInt = 400  # how many are drawn to train on
+    val_images: PositiveInt = 100  # and how many to evaluate on
+    width: PositiveInt = 192  # pixels, at least 48
+    height: PositiveInt = 144  # pixels, at least 48
+    seed: int = 0  # another seed draws other pictures
 
 
 class SplitConfig(Section):
@@ -77,10 +77,12 @@ class UnlabeledConfig(Section):
 
 
 class DataConfig(Section):
-    format: Literal["coco", "voc", "generated"]
+    """Images with their boxes, to train on and to evaluate on."""
+
+    format: Literal["coco", "voc", "generated"]  # layout of the files; generated: pictures are drawn
     root: HomePath  # relative paths are taken from the working directory
     train: Splits = SplitConfig()  # generated: known by itself
-    val: Splits = SplitConfig()
+    val: Splits = SplitConfig()  # what is evaluated on
     # Keep and number these, in this order; images that none of them is in stay, as background. None: all classes of the
     # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
     classes: list[str] | None = None
@@ -116,15 +118,16 @@ class InputConfig(Section):
 
     # shorter side; several: one is drawn in training, the last in evaluation
     min_size: Annotated[list[PositiveInt], Field(min_length=1)] = [800]
-    max_size: PositiveInt = 1333
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    max_size: PositiveInt = 1333  # of the longer side, to which the shorter one gives way
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of red, green and blue in 0..1, subtracted
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)  # divided by
 
 
 class ModelConfig(Section):
     detector: Literal["retinanet", "fcos", "faster_rcnn", "own"] = "retinanet"  # own: of the file given by --adapter
     # of one's own detector: whatever its adapter reads. The other keys here are its, too, to read or to leave
     options: dict[str, Option | list[Option]] = {}
+    # torchvision's networks, under a feature pyramid
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "mobilenet_v3_small"] = (
         "resnet50"
     )
@@ -138,16 +141,14 @@ class ModelConfig(Section):
     norm: Literal["frozen", "live"] = "frozen"
     # of the backbone, as torchvision counts; none: 3 with weights, else all
     trainable_layers: Annotated[int, Field(ge=0, le=6)] | None = None
-    fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256
+    fpn_channels: Annotated[int, Field(gt=0, le=4096)] = 256  # of the pyramid; student and teacher may differ
     # 3x3 convolutions of each head; Faster R-CNN's RPN always has one
     head_depth: Annotated[int, Field(gt=0, le=64)] = 4
     # one a level, pixels; each at 3 ratios, RetinaNet's at 3 scales, too; FCOS has none
     anchor_sizes: list[PositiveInt] = [32, 64, 128, 256, 512]
-    # none: torchvision's, which are 0.05, 0.5 and 300 for RetinaNet, 0.2, 0.6 and 100 for FCOS, 0.05, 0.5 and 100 for
-    # Faster R-CNN
-    score_thresh: Fraction | None = None
-    nms_thresh: Fraction | None = None
-    detections_per_img: PositiveInt | None = None
+    score_thresh: Fraction | None = None  # of detections; none: torchvision's, 0.05, of FCOS 0.2
+    nms_thresh: Fraction | None = None  # IoU of two of a class, at most; none: torchvision's, 0.5, of FCOS 0.6
+    detections_per_img: PositiveInt | None = None  # none: torchvision's, 100, of RetinaNet 300
 
     @model_validator(mode="after")
     def _options_are_of_own(self) -> ModelConfig:
@@ -171,7 +172,7 @@ class ModelConfig(Section):
 class FitNetConfig(Section):
     """Hints (Romero et al. 2015) over the whole maps of the pyramid; see `gid_cuda.distill.FitNet`."""
 
-    weight: PositiveFloat = 1.0
+    weight: PositiveFloat = 1.0  # of the loss
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # r, the regressor
 
 
@@ -180,7 +181,7 @@ class FineGrainedConfig(Section):
 
     weight: PositiveFloat = 0.01  # lambda
     psi: Annotated[float, Field(ge=0, lt=1)] = 0.5  # near: IoU of an anchor above psi times the best
-    adapt: Literal["1x1", "3x3", "none"] = "3x3"
+    adapt: Literal["1x1", "3x3", "none"] = "3x3"  # the layer from the student's channels to the teacher's
 
 
 class MimickingConfig(Section):
@@ -189,11 +190,11 @@ class MimickingConfig(Section):
     weight: PositiveFloat = 1.0  # lambda_1
     samples: PositiveInt = 128  # proposals an image, at most
     positive_fraction: Fraction = 0.25  # of them, at most
-    positive_iou: Fraction = 0.5
+    positive_iou: Fraction = 0.5  # with a ground-truth box, from which a proposal is positive
     proposals: PositiveInt = 1000  # of which they are drawn
-    nms_iou: Fraction = 0.7
+    nms_iou: Fraction = 0.7  # of two proposals, at most
     output_size: PositiveInt = 7  # P: crops are P x P
-    sampling_ratio: PositiveInt = 2
+    sampling_ratio: PositiveInt = 2  # samples a bin and axis of RoIAlign
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # r, the transformation layer
 
     @model_validator(mode="after")
@@ -209,22 +210,23 @@ class DistillConfig(Section):
     The keys of methods other than `method` are without effect, so that one config serves for all by distill.method=.
     """
 
-    method: Literal["gid", "fitnet", "fine_grained", "mimicking"] = "gid"
+    method: Literal["gid", "fitnet", "fine_grained", "mimicking"] = "gid"  # gid, or what the paper compares it with
     top_k: NonNegativeInt = 10  # K
-    nms_iou: Fraction = 0.3
+    nms_iou: Fraction = 0.3  # of two instances of an image, at most
     min_size: NonNegativeFloat = 10.0  # pixels: smaller boxes are never chosen
     pre_nms_top_k: NonNegativeInt = 0  # 0 = off: NMS sees every box
-    lambda_feature: NonNegativeFloat = 5e-4
-    lambda_relation: NonNegativeFloat = 40.0
-    lambda_response: NonNegativeFloat = 1.0
+    lambda_feature: NonNegativeFloat = 5e-4  # weight of the feature loss, lambda_1; 0: off
+    lambda_relation: NonNegativeFloat = 40.0  # of the relation loss, lambda_2; 0: off
+    lambda_response: NonNegativeFloat = 1.0  # of the response loss, lambda_3; 0: off
     alpha: NonNegativeFloat = 0.1  # of the response loss's classification part
     beta: NonNegativeFloat = 1.0  # of its regression part
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # f_adapt (eq. 5)
     reduction: Literal["instance", "pixel"] = "instance"  # of the feature loss (eq. 4); pixel also divides by P*P
     canonical_size: PositiveFloat = 224.0  # pixels: instances of this side are at stride 16; scale it with the input
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
+    # which instances are distilled (eqs. 10-11), or the ground truth in their place; see `gid_cuda.distill.GID`
     kinds: Literal["all", "ground_truth"] | list[Literal["positive", "semi-positive", "negative"]] = "all"
-    response_cls: Literal["bce", "focal"] = "bce"
+    response_cls: Literal["bce", "focal"] = "bce"  # classification part: cross-entropy, or the focal task loss
     # of the regression part; none: 0.1 for RetinaNet, 1/9 for Faster R-CNN's RPN; FCOS has GIoU
     response_smooth_l1_beta: PositiveFloat | None = None
     # of every method:
@@ -243,6 +245,8 @@ class DistillConfig(Section):
 
 
 class TrainConfig(Section):
+    """Length, optimizer and precision of a run, and how often it logs, evaluates and saves."""
+
     steps: PositiveInt
     # images a step, over all processes and accumulation parts: torchrun changes neither what a step sees nor the rate
     batch_size: PositiveInt = 16
@@ -250,18 +254,18 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: PositiveFloat = 0.01  # for batch_size images, whatever the number of processes
     momentum: Fraction = 0.9
-    weight_decay: NonNegativeFloat = 1e-4
-    schedule: Literal["step", "cosine", "constant"] = "step"
+    weight_decay: NonNegativeFloat = 1e-4  # of all parameters, norms and biases too
+    schedule: Literal["step", "cosine", "constant"] = "step"  # of the learning rate, after the warm-up
     milestones: list[PositiveInt] = []  # step schedule: divided by 10 after each of these steps
-    warmup_steps: NonNegativeInt = 1000
+    warmup_steps: NonNegativeInt = 1000  # the learning rate grows linearly over these
     clip_grad_norm: PositiveFloat | None = None
     # a loss or gradient that is not finite: stop, or skip that step's update (the run stops after ten in a row)
     on_nan: Literal["stop", "skip"] = "stop"
     amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
-    channels_last: bool = True
+    channels_last: bool = True  # memory format of images, features and weights
     compile: bool = False  # both networks by torch.compile, whose first steps take minutes; evaluation runs without
     fused_losses: bool = True  # the task losses by fused operators; false: torchvision's own, slower
-    log_every: PositiveInt = 20
+    log_every: PositiveInt = 20  # steps, whose means are logged
     eval_every: NonNegativeInt = 0  # steps; 0: at the end alone
     checkpoint_every: NonNegativeInt = 0  # steps; 0: with each evaluation and at the end
 
