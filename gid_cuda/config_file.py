@@ -25,6 +25,7 @@ MAX_DEPTH = 32  # sections within sections; ours have four
 KeyPath = tuple[Any, ...]
 Origins = dict[KeyPath, str]
 """Where the value at a key path was written: a file, or the override as typed."""
+_OVERRIDE = "override "  # before an override as typed
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,7 +154,10 @@ def merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, source: s
 
 
 def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None:
-    """`key.path=value`, the value read as YAML; in place."""
+    """`key.path=value`, the value read as YAML; in place. A section that a file switches off (`none`) goes on again.
+
+    UserError for what an earlier override switches off: which of the two is meant?
+    """
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys) or any(key != key.strip() for key in keys) or len(keys) > MAX_DEPTH:
@@ -162,6 +166,11 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
     section: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
         if section.get(key) is None or section[key] == "none":
+            if (earlier := origins.get(tuple(keys[:depth]), "")).startswith(_OVERRIDE):
+                raise UserError(
+                    f"{_OVERRIDE}{override!r} sets a key of {'.'.join(keys[:depth])}, which {earlier} before it "
+                    "switches off: leave out one of them"
+                )
             section[key] = {}
         section = section[key]
         if not isinstance(section, dict):
@@ -171,7 +180,7 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
     nested: Any = value
     for key in reversed(keys):
         nested = {key: nested}
-    merge(raw, nested, origins, f"override {override!r}")
+    merge(raw, nested, origins, f"{_OVERRIDE}{override!r}")
 
 
 def none_to_null(raw: dict[str, Any], schema: type[BaseModel]) -> None:

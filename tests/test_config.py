@@ -84,9 +84,21 @@ def test_distillation_is_switched_off(distilled: Path, text: str) -> None:
 
 
 def test_a_section_is_switched_on_by_an_empty_mapping_or_by_a_key_of_it(distilled: Path) -> None:
+    off = distilled.with_name("off.yaml")
+    off.write_text("base: distilled.yaml\ndistill: none\n")
     for override, top_k in [("distill={}", 10), ("distill.top_k=3", 3)]:
-        config = load_config(distilled, ["distill=none", override])
+        config = load_config(off, [override])
         assert config.distill is not None and config.distill.top_k == top_k
+    assert load_config(distilled, ["distill=none", "distill={}"]).distill is not None
+
+
+def test_no_key_goes_into_what_an_earlier_override_switches_off(distilled: Path) -> None:
+    text = message(distilled, "distill=none", "distill.top_k=3")
+    assert text == (
+        "override 'distill.top_k=3' sets a key of distill, which override 'distill=none' before it switches off: "
+        "leave out one of them"
+    )
+    assert load_config(distilled, ["distill.top_k=3", "distill=none"]).distill is None
 
 
 def test_none_is_text_where_the_schema_has_it_and_null_where_it_has_that(distilled: Path) -> None:

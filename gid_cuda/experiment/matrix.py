@@ -121,6 +121,7 @@ def _runs(
     part, teacher_section, teacher_key = detector.teacher or matrix.teacher, None, None
     if part is not None:
         key = f"{folder}{TEACHER}"
+        _check_once(path, TEACHER, list(part.set.items()))
         teacher = _config(path, part, [*common, (TEACHER, part.set)], matrix.output / "runs" / key)
         weights = part.weights or str(teacher.output / "best.pt")
         teacher_section = config_to_dict(teacher)["model"] | {"weights": weights, "backbone_weights": None}
@@ -131,6 +132,7 @@ def _runs(
             yield PlannedRun(key, name, TEACHER, teacher.seed, teacher)
     student = detector.student or matrix.student
     for where, changes in (*common, ("student", student.set), *((f"row {row.name}", row.set) for row in rows)):
+        _check_once(path, where, list(changes.items()))
         _check_settings(path, where, changes, has_teacher=part is not None, for_all=(where, changes) in common)
     for seed, row in itertools.product(matrix.seeds, rows):
         if row.only is not None and name not in row.only:
@@ -176,6 +178,31 @@ def _check_settings(path: Path, where: str, changes: Settings, *, has_teacher: b
         )
 
 
+def _check_once(path: Path, where: str, entries: list[tuple[str, Any]]) -> None:
+    """UserError where two entries of one place set the same key, or one a key of what the other has as a value."""
+    written: list[tuple[str, tuple[str, ...], Any]] = []
+    for key, value in entries:
+        found = [(leaf, tuple(leaf.split(".")), inner) for leaf, inner in leaves(value, key) if inner != {}]
+        for (leaf, keys, inner), (other, others, its) in itertools.product(found, written):
+            if keys == others:
+                raise UserError(f"{path}, {where}: sets {leaf} twice: leave out one of them")
+            if keys[: len(others)] == others or others[: len(keys)] == keys:
+                upper, lower, off = (leaf, other, inner) if len(keys) < len(others) else (other, leaf, its)
+                does = "switches" if off in (None, "none") else "sets"
+                what = f"{does} {upper}{' off' if does == 'switches' else ''}"
+                raise UserError(f"{path}, {where}: {what} and sets {lower}: leave out one of them")
+        written += found
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """{"model": {"norm": "live"}} -> ("model.norm", "live"); a section that is switched off is a leaf."""
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, f"{path}.{key}".lstrip("."))
+
+
 def _nested(key: str, value: Any, where: str) -> dict[str, Any]:
     """("distill.top_k", 5) -> {"distill": {"top_k": 5}}"""
     keys = key.split(".")
@@ -198,6 +225,7 @@ def _take_apart(row: RowConfig, path: Path) -> Iterator[Row]:
                         "write a row for each value")  # fmt: skip
     for values in itertools.product(*row.sweep.values()):
         chosen = dict(zip(row.sweep, values, strict=True))
+        _check_once(path, f"row {row.name}", [*row.set.items(), *chosen.items()])
         said = ", ".join(f"{key.rpartition('.')[2]} {_say(value)}" for key, value in chosen.items())
         yield Row(f"{row.name}, {said}", row.set | chosen, only, None)
 

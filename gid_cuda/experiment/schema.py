@@ -16,7 +16,6 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 """The columns of the paper's Table 2, in its order, by the names of metrics.json."""
 
 
-
 def _one_line(text: str) -> str:
     if not text.isprintable():
         raise ValueError(f"{text[:60]!a} has line breaks or control characters, which break tables: take them out")

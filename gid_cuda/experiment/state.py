@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal
 from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
-from gid_cuda.experiment.matrix import Experiment, PlannedRun
+from gid_cuda.experiment.matrix import Experiment, PlannedRun, leaves
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
@@ -86,15 +85,6 @@ def _placeless(config: Config) -> dict[str, Any]:
     if values["teacher"] and values["teacher"]["weights"] not in (None, "coco"):
         values["teacher"]["weights"] = os.path.relpath(values["teacher"]["weights"], config.output)
     return values
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """{"model": {"norm": "live"}} -> ("model.norm", "live"); a section that is switched off is a leaf."""
-    if not isinstance(value, dict) or not value:
-        yield path, value
-        return
-    for key, inner in value.items():
-        yield from leaves(inner, f"{path}.{key}".lstrip("."))
 
 
 def _say(value: Any) -> str:

@@ -188,3 +188,27 @@ def test_a_teacher_may_be_set_where_the_experiment_has_none(workshop: Workshop) 
     rows = [{"name": "GID", "set": {"distill.method": "gid", "teacher.weights": "coco"}}]
     (gid,) = workshop.experiment(teacher=None, rows=rows).runs
     assert gid.config.teacher is not None and gid.config.teacher.weights == "coco"
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"set": {"distill": "none", "distill.top_k": 5}}, "row a: switches distill off and sets distill.top_k"),
+        ({"set": {"distill.top_k": 5, "distill": None}}, "row a: switches distill off and sets distill.top_k"),
+        ({"set": {"distill.kinds": "all", "distill": {"kinds": ["negative"]}}}, "row a: sets distill.kinds twice"),
+        ({"set": {"distill.fitnet.weight": 2.0, "distill": {"fitnet": 3}}}, "sets distill.fitnet and sets distill.f"),
+        ({"set": {"distill.top_k": 5}, "sweep": {"distill.top_k": [1, 2]}}, "row a: sets distill.top_k twice"),
+        ({"set": {"distill": "none"}, "sweep": {"distill.top_k": [1]}}, "row a: switches distill off and sets"),
+    ],
+)
+def test_one_place_says_a_thing_once(workshop: Workshop, row: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError) as caught:
+        workshop.experiment(rows=[{"name": "a", **row}])
+    assert told in str(caught.value) and "leave out one of them" in str(caught.value)
+
+
+def test_a_section_and_keys_of_it_go_together(workshop: Workshop) -> None:
+    rows = [{"name": "a", "set": {"distill": {}, "distill.top_k": 5}}]
+    rows += [{"name": "b", "set": {"distill": {"alpha": 0.5}, "distill.top_k": 6}}]
+    *_, a, b = (run.config.distill for run in workshop.experiment(rows=rows).runs)
+    assert a is not None and b is not None and (a.top_k, b.alpha, b.top_k) == (5, 0.5, 6)
