@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from gid_cuda.errors import UserError, printable
+from gid_cuda.errors import UserError
+from gid_cuda.experiment.console import say
 from gid_cuda.experiment.matrix import Experiment, load_experiment
 from gid_cuda.experiment.runner import Runner, States, train_command
 from gid_cuda.experiment.state import current_states
@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
     experiment = load_experiment(arguments.cfg)
     slots = device_slots(arguments.devices, arguments.jobs)
     if arguments.dry_run:
-        print(plan_text(experiment, redo=arguments.redo))
+        say(plan_text(experiment, redo=arguments.redo))
         return 0
     from gid_cuda.detectors.own import check_adapter, load_adapter  # late: torch takes seconds, and a dry run has none
     from gid_cuda.experiment.report import write_report
@@ -30,17 +30,17 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
         return write_report(experiment, states, adapter=adapter, draw=not arguments.no_pictures)
 
     if arguments.report:
-        print(report({}))
-        print(f"page: {experiment.output / 'report.html'}")
+        say(report({}))
+        say(f"page: {experiment.output / 'report.html'}")
         return 0
     command = train_command(str(trainer), arguments.adapter)
     work = Runner(
-        experiment, command, devices=slots, redo=arguments.redo, say=lambda line: print(printable(line), flush=True),
+        experiment, command, devices=slots, redo=arguments.redo, say=say,
         finished=lambda states: _without_stopping(report, states),
     )  # fmt: skip
     states = work.work()
-    print(f"\n{(experiment.output / 'table.txt').read_text(encoding='utf-8')}")
-    print(f"page: {experiment.output / 'report.html'}")
+    say(f"\n{(experiment.output / 'table.txt').read_text(encoding='utf-8')}")
+    say(f"page: {experiment.output / 'report.html'}")
     return tell_problems(experiment, states)
 
 
@@ -48,10 +48,9 @@ def tell_problems(experiment: Experiment, states: States) -> int:
     """Once more at the end, where it is seen; the exit status."""
     bad = [planned for planned in experiment.runs if states[planned.key].kind != "done"]
     for planned in bad:
-        reason = printable(states[planned.key].reason)  # it may quote the run's log
-        print(f"{planned.title}: {states[planned.key].kind}, {reason}", file=sys.stderr)
+        say(f"{planned.title}: {states[planned.key].kind}, {states[planned.key].reason}", problem=True)
     if any(states[planned.key].kind == "changed" for planned in bad):
-        print("--redo trains anew what was made by another config", file=sys.stderr)
+        say("--redo trains anew what was made by another config", problem=True)
     return 1 if bad else 0
 
 
@@ -61,8 +60,7 @@ def _without_stopping(report: object, states: States) -> None:
     try:
         report(states)
     except Exception as error:  # whatever it is: days of training are not to end by it
-        what = f"{type(error).__name__}: {error}"
-        print(f"warning: tables and page could not be written: {printable(what)}", file=sys.stderr, flush=True)
+        say(f"warning: tables and page could not be written: {type(error).__name__}: {error}", problem=True)
 
 
 def device_slots(devices: str | None, jobs: int | None) -> list[str | None]:
