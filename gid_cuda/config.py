@@ -225,7 +225,10 @@ class DistillConfig(Section):
     canonical_size: PositiveFloat = 224.0  # pixels: instances of this side are at stride 16; scale it with the input
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
     # which instances are distilled (eqs. 10-11), or the ground truth in their place; see `gid_cuda.distill.GID`
-    kinds: Literal["all", "ground_truth"] | list[Literal["positive", "semi-positive", "negative"]] = "all"
+    kinds: (
+        Literal["all", "ground_truth"]
+        | Annotated[list[Literal["positive", "semi-positive", "negative"]], Field(min_length=1)]
+    ) = "all"
     response_cls: Literal["bce", "focal"] = "bce"  # classification part: cross-entropy, or the focal task loss
     # of the regression part; none: 0.1 for RetinaNet, 1/9 for Faster R-CNN's RPN; FCOS has GIoU
     response_smooth_l1_beta: PositiveFloat | None = None

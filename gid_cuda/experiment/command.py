@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from gid_cuda.errors import UserError
+from gid_cuda.experiment.checks import check_start
 from gid_cuda.experiment.console import say
 from gid_cuda.experiment.matrix import Experiment, load_experiment
 from gid_cuda.experiment.runner import Runner, States, train_command
@@ -16,10 +17,12 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
     """The exit status: 0 where every run is done. trainer: scripts/train.py."""
     experiment = load_experiment(arguments.cfg)
     slots = device_slots(arguments.devices, arguments.jobs)
+    if not arguments.report:
+        check_start(experiment, current_states(experiment))
     if arguments.dry_run:
         say(plan_text(experiment, redo=arguments.redo))
         return 0
-    from gid_cuda.detectors.own import check_adapter, load_adapter  # late: torch takes seconds, and a dry run has none
+    from gid_cuda.detectors.own import check_adapter, load_adapter  # late: torch takes seconds
     from gid_cuda.experiment.report import write_report
 
     adapter = load_adapter(arguments.adapter)
@@ -87,5 +90,7 @@ def plan_text(experiment: Experiment, *, redo: bool) -> str:
             "changed": f"{'to be trained anew' if redo else 'of another config'}: {state.reason}",
             "blocked": "to be trained anew, after its teacher" if redo else state.reason,
         }[state.kind]
+        if state.kind in ("missing", "unfinished") and state.reason:
+            doing = f"failed, {doing}: {state.reason}"
         lines.append(f"{planned.title:<{width}}  {doing}")
     return "\n".join(lines)

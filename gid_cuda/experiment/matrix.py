@@ -24,6 +24,7 @@ from gid_cuda.experiment.schema import (
 )
 
 TEACHER = "teacher"
+MAX_NAME = 100  # letters; file systems take folders of 255 bytes
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,11 @@ def slug(name: str) -> str:
 
 def _check_names(path: Path, what: str, names: list[str]) -> None:
     slugs = [slug(name) for name in names]
+    if long := [name for name in names if len(name) > MAX_NAME or len(slug(name).encode()) > 2 * MAX_NAME]:
+        raise UserError(
+            f"{path}: {what}: the name {long[0][:40]}... has {len(long[0])} letters, and a folder is named after it: "
+            f"take at most {MAX_NAME}"
+        )
     for name, short in zip(names, slugs, strict=True):
         if not short:
             raise UserError(f"{path}: {what}: the name {name!r} has no letter and no digit, of which a folder is named")
