@@ -88,12 +88,13 @@ class Runner:
         ended = [active for active in self._active if active.process.poll() is not None]
         for active in ended:
             self._active.remove(active)
-            self._add_to_note(active.run, seconds=time.monotonic() - active.began)
             state = state_of(active.run)
             if active.process.returncode != 0:
                 state = State("failed", process.how_it_failed(active))
             elif state.kind != "done":
                 state = State("failed", f"it ended well but is {state.kind}: {state.reason or 'no metrics.json'}")
+            failed = state.reason if state.kind == "failed" else None
+            self._add_to_note(active.run, seconds=time.monotonic() - active.began, failed=failed)
             self._settle(active.run, state)
             self._finished(self.states)
         return bool(ended)
@@ -135,6 +136,7 @@ class Runner:
         if state.kind == "changed":
             forget(run)  # before the note speaks of the new teacher: killed now, the old numbers would pass for its own
         note = read_note(run) if state.kind == "unfinished" else {}
+        note.pop("failed", None)
         note["machines"] = _with(note.get("machines", []), describe_machine())
         note["teacher"] = fingerprint(run) or note.get("teacher")
         write_text(run.folder / NOTE, json.dumps(note, indent=1) + "\n")
@@ -163,8 +165,10 @@ class Runner:
         else:
             self._say(f"{place}: {state.kind}, {state.reason}")
 
-    def _add_to_note(self, run: PlannedRun, *, seconds: float) -> None:
+    def _add_to_note(self, run: PlannedRun, *, seconds: float, failed: str | None = None) -> None:
         note = read_note(run)
+        if failed is not None:
+            note["failed"] = failed
         note["seconds"] = [*note.get("seconds", []), round(seconds, 1)]
         write_text(run.folder / NOTE, json.dumps(note, indent=1) + "\n")
 

@@ -3,7 +3,7 @@
 Beside what `scripts/train.py` writes, a run's folder holds
 
     experiment.yaml   the config that it was begun with
-    experiment.json   the note: commit and machine, the teacher's fingerprint, seconds of each start
+    experiment.json   the note: commit and machine, the teacher's fingerprint, seconds of each start, how it failed
     experiment.log    what it printed
     experiment.lock   held as long as it is being trained
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Literal
 from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
-from gid_cuda.experiment.matrix import Experiment, PlannedRun, leaves
+from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun, leaves
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
@@ -34,20 +35,24 @@ _MAY_DIFFER = ("output", "device", "data.workers", "train.log_every", "train.che
 @dataclass(frozen=True)
 class State:
     kind: Kind
-    reason: str = ""  # changed, failed, blocked: why
+    reason: str = ""  # changed, failed, blocked: why; missing, unfinished: how it failed last time, if it did
 
 
 def state_of(run: PlannedRun) -> State:
     """Reads files, writes none."""
     if not (run.folder / "config.yaml").is_file():
-        return State("missing")
+        return State("missing", _failure(run))
     differences = config_differences(run)
     if differences:
         return State("changed", "; ".join(differences))
     before = read_note(run).get("teacher")
     if before is not None and fingerprint(run) not in (None, before):
         return State("changed", "its teacher's weights have changed since")
-    return State("unfinished" if read_metrics(run) is None else "done")
+    return State("unfinished", _failure(run)) if read_metrics(run) is None else State("done")
+
+
+def _failure(run: PlannedRun) -> str:
+    return str(read_note(run).get("failed") or "")
 
 
 def current_states(experiment: Experiment) -> dict[str, State]:
@@ -61,9 +66,25 @@ def current_states(experiment: Experiment) -> dict[str, State]:
     return states
 
 
+def told_states(experiment: Experiment, settled: Mapping[str, State]) -> dict[str, State]:
+    """For tables and page: what failed last time stays failed until it is done, and blocks what would learn from it.
+
+    settled: what this start has come to; the other runs are as their folders tell.
+    """
+    states = current_states(experiment) | dict(settled)
+    for run in experiment.runs:
+        state = states[run.key]
+        if state.kind in ("missing", "unfinished") and state.reason:
+            states[run.key] = State("failed", state.reason)
+        elif run.teacher and states[run.teacher].kind == "failed" and state.kind in ("missing", "unfinished"):
+            states[run.key] = blocked(next(other.title for other in experiment.runs if other.key == run.teacher))
+    return states
+
+
 def blocked(teacher: str) -> State:
     """teacher: its run's title."""
-    return State("blocked", f"its teacher {teacher} is not done")
+    name = "teacher" if teacher == TEACHER else f"teacher ({teacher})"
+    return State("blocked", f"its {name} is not done")
 
 
 def config_differences(run: PlannedRun) -> list[str]:

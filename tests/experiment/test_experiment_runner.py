@@ -20,7 +20,7 @@ from gid_cuda.experiment.command import _without_stopping, device_slots, plan_te
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.process import last_sentence
 from gid_cuda.experiment.runner import Runner, _signals_interrupt
-from gid_cuda.experiment.state import LOCK, current_states, read_note
+from gid_cuda.experiment.state import LOCK, current_states, read_note, told_states
 
 
 def work(workshop: Workshop, experiment: Experiment, **options: Any) -> tuple[dict[str, str], list[str]]:
@@ -213,7 +213,7 @@ def test_a_killed_trainer_is_told_and_continued(workshop: Workshop) -> None:
     states, said = work(workshop, experiment)
     killer.join()
     assert states == {"plain/seed0": "failed"} and "killed by SIGKILL: device: none" in said[-1]
-    assert plan_text(experiment, redo=False).endswith("to be continued")
+    assert "failed, to be continued: killed by SIGKILL" in plan_text(experiment, redo=False)
     workshop.control()
     assert work(workshop, experiment)[0] == {"plain/seed0": "done"}
 
@@ -254,7 +254,7 @@ def test_a_dry_run_and_a_report_block_what_a_run_blocks(workshop: Workshop) -> N
     work(workshop, workshop.experiment())
     longer = workshop.experiment(teacher={"config": "teacher.yaml", "set": {"train.steps": 11}})
     assert {key: state.kind for key, state in current_states(longer).items()} == work(workshop, longer)[0]
-    assert "GID, seed 0    its teacher teacher is not done" in plan_text(longer, redo=False)
+    assert "GID, seed 0    its teacher is not done" in plan_text(longer, redo=False)
     assert "to be trained anew, after its teacher" in plan_text(longer, redo=True)
 
 
@@ -301,3 +301,19 @@ def test_the_time_of_a_run_that_was_stopped_counts(workshop: Workshop) -> None:
         work(workshop, experiment)
     thread.join()
     assert len(read_note(experiment.runs[0])["seconds"]) == 1
+
+
+def test_how_a_run_failed_is_remembered_until_it_is_done(workshop: Workshop) -> None:
+    experiment = workshop.experiment(detectors=[{"name": "A"}])
+    workshop.control(**{"a_teacher": "fail"})
+    work(workshop, experiment)
+    why = "exit status 1: error: the loss became nan at step 3"
+    assert f"A, teacher        failed, to be continued: {why}" in plan_text(experiment, redo=False)
+    kinds = {key: (state.kind, state.reason) for key, state in told_states(experiment, {}).items()}
+    assert kinds["a/teacher"][0] == "failed" and kinds["a/teacher"][1].startswith(why)
+    assert kinds["a/gid/seed0"] == ("blocked", "its teacher (A, teacher) is not done")
+    workshop.control()
+    work(workshop, experiment)
+    assert "failed" not in plan_text(experiment, redo=False)
+    assert {state.kind for state in told_states(experiment, {}).values()} == {"done"}
+    assert "failed" not in read_note(experiment.runs[0])
