@@ -29,8 +29,12 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
     for planned in experiment.runs:
         check_adapter(adapter, planned.config.model, planned.config.teacher)
 
+    told: list[str] = []  # the table as it was last
+
     def report(states: States) -> str:
-        return write_report(experiment, states, adapter=adapter, draw=not arguments.no_pictures)
+        draw = not arguments.no_pictures
+        told.append(write_report(experiment, states, adapter=adapter, draw=draw, redo=arguments.redo))
+        return told[-1]
 
     if arguments.report:
         say(report({}))
@@ -42,7 +46,7 @@ def run(arguments: argparse.Namespace, trainer: Path) -> int:
         finished=lambda states: _without_stopping(report, states),
     )  # fmt: skip
     states = work.work()
-    say(f"\n{(experiment.output / 'table.txt').read_text(encoding='utf-8')}")
+    say(f"\n{told[-1] if told else (experiment.output / 'table.txt').read_text(encoding='utf-8')}")
     say(f"page: {experiment.output / 'report.html'}")
     return tell_problems(experiment, states)
 

@@ -9,24 +9,32 @@ from pathlib import Path
 from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError, reason
 from gid_cuda.experiment import pictures as drawing
-from gid_cuda.experiment.csv_files import runs_csv, table_csv
+from gid_cuda.experiment.csv_files import read_runs_csv, runs_csv, table_csv
 from gid_cuda.experiment.json_file import results_json
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.page import Pictures, page
-from gid_cuda.experiment.state import State, current_states, read_metrics
+from gid_cuda.experiment.state import State, read_metrics, told_states
 from gid_cuda.experiment.table import Results, table_lines, table_text
 from gid_cuda.files import write_text
 
 
 def write_report(
-    experiment: Experiment, states: Mapping[str, State], *, adapter: Builder | None = None, draw: bool = True
+    experiment: Experiment,
+    states: Mapping[str, State],
+    *,
+    adapter: Builder | None = None,
+    draw: bool = True,
+    redo: bool = False,
 ) -> str:
-    """states: of the runs that are settled; the others' are read. draw: whether pictures are made. Returns the table.
+    """states: of the runs that are settled; the others' are read. draw: whether pictures are made. Returns the table,
+    and a sentence where the files are kept as they were: see `_kept`; not where runs are trained anew (redo).
 
     Each file is replaced in one move: whoever reads meanwhile sees a whole one.
     """
-    known = current_states(experiment) | dict(states)
+    known = told_states(experiment, states)
     results = done_results(experiment, known)
+    if not redo and (told := _kept(experiment, known, results)):
+        return f"{(experiment.output / 'table.txt').read_text(encoding='utf-8')}\n{told}\n"
     lines = table_lines(experiment, results)
     text = table_text(experiment, lines)
     experiment.output.mkdir(parents=True, exist_ok=True)
@@ -38,6 +46,26 @@ def write_report(
     images = _draw(experiment, set(results), adapter) if draw else {}
     write_text(experiment.output / "report.html", page(experiment, known, results, lines, images, now=now))
     return text
+
+
+def _kept(experiment: Experiment, states: Mapping[str, State], results: Results) -> str | None:
+    """Why nothing is written: an edited config would take numbers out of the tables, and nothing new comes in.
+
+    The numbers stay in the runs' folders, but whoever edits a file to look at the plan shall not lose a page by it.
+    """
+    try:
+        shown = set(read_runs_csv((experiment.output / "runs.csv").read_text(encoding="utf-8")))
+        (experiment.output / "table.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no tables yet, or damaged ones
+    planned = {run.key for run in experiment.runs}
+    lost = [key for key in shown & planned if states[key].kind in ("changed", "blocked")]
+    if not lost or set(results) - shown:
+        return None
+    return (
+        f"tables and page are kept as they were: {len(lost)} of their runs were made by another config than "
+        f"{experiment.path} now has; --redo trains them anew"
+    )
 
 
 def done_results(experiment: Experiment, states: Mapping[str, State]) -> Results:

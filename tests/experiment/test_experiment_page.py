@@ -152,3 +152,26 @@ def test_a_picture_that_fails_in_whatever_way_leaves_its_reason(
     write_report(experiment, {})
     page = (experiment.output / "report.html").read_text(encoding="utf-8")
     assert "no picture: RuntimeError: from &lt;an&gt; adapter" in page
+
+
+def test_an_edited_config_takes_no_number_off_the_page_until_a_new_one_comes(workshop: Workshop) -> None:
+    experiment = workshop.experiment()
+    write_report(experiment, Runner(experiment, workshop.command, say=lambda line: None).work(), draw=False)
+    names = ("table.txt", "table.csv", "runs.csv", "results.json", "report.html")
+    before = {name: (experiment.output / name).read_bytes() for name in names}
+    edited = {"teacher": {"config": "teacher.yaml", "set": {"train.steps": 11}}}
+    changed = workshop.experiment(**edited)
+    states = Runner(changed, workshop.command, say=lambda line: None).work()
+    told = write_report(changed, states, draw=False)
+    assert {name: (experiment.output / name).read_bytes() for name in names} == before
+    assert told.startswith(before["table.txt"].decode()) and "kept as they were: 2 of their runs were made by" in told
+    assert "kept" not in write_report(changed, states, draw=False, redo=True)
+    write_report(experiment, {}, draw=False)
+    more = workshop.experiment(seeds=[0, 1], **edited)
+    states = Runner(more, workshop.command, say=lambda line: None).work()
+    assert "kept" not in write_report(more, states, draw=False)
+    assert "teacher: changed, train.steps was 10 and is 11" in "".join(
+        Reader((more.output / "report.html").read_text()).text
+    )
+    states = Runner(more, workshop.command, say=lambda line: None, redo=True).work()
+    assert "kept" not in write_report(more, states, draw=False) and {s.kind for s in states.values()} == {"done"}
