@@ -79,10 +79,18 @@ class Experiment:
         """By seed, in the order of the file; none where the row is not for this detector."""
         return [run for run in self.runs if (run.detector, run.row) == (detector, row)]
 
+    def teacher(self, detector: str) -> TeacherConfig | None:
+        parts = {d.name: d.teacher for d in self.matrix.detectors or () if d.teacher}
+        return parts.get(detector, self.matrix.teacher)
+
+    def given_weights(self, detector: str) -> str | None:
+        """The teacher's, where they come from elsewhere: then no run trains it."""
+        part = self.teacher(detector)
+        return part.weights if part else None
+
     def paper(self, detector: str, row: str) -> PaperNumbers | None:
         if row == TEACHER:
-            parts = {d.name: d.teacher for d in self.matrix.detectors or () if d.teacher}
-            part = parts.get(detector, self.matrix.teacher)
+            part = self.teacher(detector)
             return part.paper if part else None
         numbers = next(r.paper for r in self.rows if r.name == row)
         return numbers.get(detector) if isinstance(numbers, dict) else numbers
@@ -119,9 +127,9 @@ def _runs(
     """Of one detector: its teacher, then all rows of the first seed, of the second: a table is whole early."""
     folder = f"{slug(name)}/" if name else ""
     common = [("set", matrix.set), (f"detector {name}", detector.set)]
-    part, teacher_section, teacher_key = detector.teacher or matrix.teacher, None, None
+    part, teacher_section, trained = detector.teacher or matrix.teacher, None, None
     if part is not None:
-        key = f"{folder}{TEACHER}"
+        key = teacher_key(name)
         _check_once(path, TEACHER, list(part.set.items()))
         teacher = _config(path, part, [*common, (TEACHER, part.set)], matrix.output / "runs" / key)
         weights = part.weights or str(teacher.output / "best.pt")
@@ -129,7 +137,7 @@ def _runs(
         if part.weights is None:
             if teacher.distill is not None:
                 raise UserError(f"{path}: the teacher's config distills: name that of a plain run, or give its weights")
-            teacher_key = key
+            trained = key
             yield PlannedRun(key, name, TEACHER, teacher.seed, teacher)
     student = detector.student or matrix.student
     for where, changes in (*common, ("student", student.set), *((f"row {row.name}", row.set) for row in rows)):
@@ -141,7 +149,7 @@ def _runs(
         key = f"{folder}{slug(row.name)}/seed{seed}"
         settings = [*common, ("student", student.set), (f"row {row.name}", row.set)]
         config = _config(path, student, settings, matrix.output / "runs" / key, seed=seed, teacher=teacher_section)
-        yield PlannedRun(key, name, row.name, seed, config, teacher_key if config.distill is not None else None)
+        yield PlannedRun(key, name, row.name, seed, config, trained if config.distill is not None else None)
 
 
 def _config(
@@ -158,6 +166,8 @@ def _config(
     for where, changes in settings:
         for key, value in changes.items():
             config_file.merge(raw, _nested(key, value, f"{path}, {where}"), origins, f"{path}, {where}")
+    if isinstance(part, TeacherConfig):
+        _check_does_not_distill(path, settings[:-1], raw)
     raw["output"] = str(output)
     if seed is not None:
         raw["seed"] = seed
@@ -165,6 +175,18 @@ def _config(
     if teacher is not None or not distills:  # a plain run names no teacher: it does not change with one
         raw["teacher"] = teacher if distills else None
     return config_from_dict(raw, name=f"{path}, {settings[-1][0]}", origins=origins)
+
+
+def _check_does_not_distill(path: Path, settings: list[tuple[str, Settings]], raw: dict[str, Any]) -> None:
+    """UserError where what is set for all runs makes the teacher distill, too. settings: the common ones."""
+    if raw.get("distill") in (None, "none"):
+        return
+    for where, changes in settings:
+        if any(key.partition(".")[0] == "distill" and value not in (None, "none") for key, value in changes.items()):
+            raise UserError(
+                f"{path}, {where}: sets distill for the teacher, too, which does not distill: put it into student.set "
+                "or the rows"
+            )
 
 
 def _check_settings(path: Path, where: str, changes: Settings, *, has_teacher: bool, for_all: bool) -> None:
@@ -233,6 +255,11 @@ def _take_apart(row: RowConfig, path: Path) -> Iterator[Row]:
 
 def _say(value: Any) -> str:
     return ", ".join(map(_say, value)) if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def teacher_key(detector: str) -> str:
+    """Of its run; of its numbers, where its weights are given."""
+    return f"{slug(detector)}/{TEACHER}" if detector else TEACHER
 
 
 def slug(name: str) -> str:

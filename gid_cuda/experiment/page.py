@@ -53,7 +53,7 @@ def page(
 
 def _status(experiment: Experiment, states: Mapping[str, State], results: Results, now: str) -> str:
     done = sum(state.kind == "done" for state in states.values())
-    seconds = sum(metrics.get("seconds") or 0.0 for metrics in results.values())
+    seconds = sum(results[key].get("seconds") or 0.0 for key in states if key in results)
     seeds = len(experiment.matrix.seeds)
     text = f"{done} of {len(states)} runs done · {seeds} seed{'s' * (seeds > 1)} · {duration(seconds)} of training"
     return f'<p class="status"><b>{text}</b> <span class="soft">· written {escape(now)}</span></p>'
@@ -94,17 +94,19 @@ def _instances(experiment: Experiment, pictures: Pictures) -> str:
 def _figure(picture: Path | str | None, name: str, what: str) -> str:
     if picture is None:
         return ""
-    label = f"<b>{escape(name)}</b>" + (": " if name and what else "") + escape(what)
+    label = f"<b>{escape(name)}</b>{': ' if what else ''}" * bool(name) + escape(what)
     if isinstance(picture, str):
         return f"<p>{label}<br>no picture: {escape(picture)}</p>"
     data = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
-    alt = escape(f"{name}: {what or 'general instances'}", quote=True)
+    alt = escape(": ".join(filter(None, (name, what or "general instances"))), quote=True)
     return f'<figure><figcaption>{label}</figcaption><div class="wide"><img alt="{alt}" src="{data}"></div></figure>'
 
 
 def _settings(experiment: Experiment) -> str:
     command = f"python scripts/experiment.py --cfg {shlex.quote(str(experiment.path))}"
-    parts = [f"<h2>Settings</h2><p>All of it by one command: <code>{escape(command)}</code></p>"]
+    given = [f"<code>{escape(w)}</code>" for d in experiment.detectors if (w := experiment.given_weights(d))]
+    beside = f", beside the teacher's weights, {', '.join(dict.fromkeys(given))}" if given else ""
+    parts = [f"<h2>Settings</h2><p>All of it by one command{beside}: <code>{escape(command)}</code></p>"]
     parts.append(settings_table(experiment))
     for detector in experiment.detectors:
         for name in (TEACHER, *(row.name for row in experiment.rows)):

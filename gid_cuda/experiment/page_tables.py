@@ -74,12 +74,21 @@ def _paper(line: Line, metric: str) -> str:
 
 
 def settings_table(experiment: Experiment) -> str:
-    """What each row sets, on top of the student's config."""
+    """What the experiment sets for all runs, for students, teachers and detectors, and each row on top of it."""
+    matrix, detectors = experiment.matrix, experiment.matrix.detectors or []
+    common = [("all runs", matrix.set), ("students", matrix.student.set)]
+    if matrix.teacher:
+        common.append((TEACHER, matrix.teacher.set))
+    for detector in detectors:
+        common.append((f"{detector.name}, all runs", detector.set))
+        common += [(f"{detector.name}, students", detector.student.set)] if detector.student else []
+        common += [(f"{detector.name}, {TEACHER}", detector.teacher.set)] if detector.teacher else []
     rows = []
-    for row in experiment.rows:
-        said = "<br>".join(f"<code>{escape(f'{key}: {_plain(value)}')}</code>" for key, value in leaves(row.set) if key)
-        rows.append(f'<tr><th scope="row">{escape(row.name)}</th><td>{said or "nothing"}</td></tr>')
-    head = '<thead><tr><th scope="col">method</th><th scope="col">what it sets</th></tr></thead>'
+    for name, settings in [*((n, s) for n, s in common if s), *((row.name, row.set) for row in experiment.rows)]:
+        lines = [escape(f"{key}: {_plain(value)}") for key, value in leaves(settings) if key]
+        said = "<br>".join(f"<code>{line}</code>" for line in lines)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{said or "nothing"}</td></tr>')
+    head = '<thead><tr><th scope="col">for</th><th scope="col">what is set</th></tr></thead>'
     return f'<div class="wide"><table class="list">{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 

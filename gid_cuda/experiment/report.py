@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError, reason
 from gid_cuda.experiment import pictures as drawing
 from gid_cuda.experiment.csv_files import read_runs_csv, runs_csv, table_csv
 from gid_cuda.experiment.json_file import results_json
-from gid_cuda.experiment.matrix import Experiment
+from gid_cuda.experiment.matrix import Experiment, teacher_key
 from gid_cuda.experiment.page import Pictures, page
+from gid_cuda.experiment.schema import METRICS
 from gid_cuda.experiment.state import State, read_metrics, told_states
 from gid_cuda.experiment.table import Results, table_lines, table_text
 from gid_cuda.files import write_text
+from gid_cuda.tensor_files import load_plain
 
 
 def write_report(
@@ -60,7 +64,7 @@ def _kept(experiment: Experiment, states: Mapping[str, State], results: Results)
         return None  # no tables yet, or damaged ones
     planned = {run.key for run in experiment.runs}
     lost = [key for key in shown & planned if states[key].kind in ("changed", "blocked")]
-    if not lost or set(results) - shown:
+    if not lost or set(results) & planned - shown:
         return None
     return (
         f"tables and page are kept as they were: {len(lost)} of their runs were made by another config than "
@@ -71,7 +75,38 @@ def _kept(experiment: Experiment, states: Mapping[str, State], results: Results)
 def done_results(experiment: Experiment, states: Mapping[str, State]) -> Results:
     """metrics.json of the runs that are done: no other number comes into a table."""
     found = {run.key: read_metrics(run) for run in experiment.runs if states[run.key].kind == "done"}
-    return {key: metrics for key, metrics in found.items() if metrics is not None}
+    return {key: metrics for key, metrics in found.items() if metrics is not None} | _given_teachers(experiment)
+
+
+def _given_teachers(experiment: Experiment) -> Results:
+    """What the checkpoints of teachers that are not trained here say of themselves: AP and AP50 of their own runs."""
+    found: dict[str, Any] = {}
+    for detector in experiment.detectors:
+        weights = experiment.given_weights(detector)
+        if weights in (None, "coco"):
+            continue
+        path = Path(weights or "")
+        try:
+            status = path.stat()
+            metrics = _stored_metrics(path, status.st_mtime_ns, status.st_size)
+        except OSError:
+            continue
+        if metrics is not None:
+            found[teacher_key(detector)] = metrics
+    return found
+
+
+@lru_cache(maxsize=16)
+def _stored_metrics(path: Path, changed: int, size: int) -> dict[str, float] | None:
+    """None for weights without numbers: safetensors, a state dict, a file that cannot be read."""
+    try:
+        content = load_plain(path)
+    except Exception:  # what a broken file raises depends on where; the runs that need it tell
+        return None
+    metrics = content.get("metrics") if isinstance(content, Mapping) else None
+    if not isinstance(metrics, Mapping):
+        return None
+    return {name: float(metrics[name]) for name in METRICS if type(metrics.get(name)) in (int, float)}
 
 
 def _draw(experiment: Experiment, done: set[str], adapter: Builder | None) -> Pictures:

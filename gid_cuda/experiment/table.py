@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gid_cuda.experiment.matrix import TEACHER, Experiment
+from gid_cuda.experiment.matrix import TEACHER, Experiment, teacher_key
 from gid_cuda.experiment.schema import METRICS, PaperNumbers
 
 Results = Mapping[str, Mapping[str, Any]]
-"""metrics.json of the runs that are done, by the key of the run."""
+"""metrics.json of the runs that are done, by the key of the run; of teachers whose weights are given, by `teacher_key`,
+what their checkpoints say."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Line:
 
     detector: str
     name: str
-    planned: int  # seeds
+    planned: int  # seeds; 0: a teacher whose weights are given
     done: int
     values: dict[str, Spread]
     differences: dict[str, Spread]  # to the baseline, paired by seed
@@ -49,13 +50,15 @@ def table_lines(experiment: Experiment, results: Results) -> list[Line]:
         _line(experiment, results, detector, name)
         for detector in experiment.detectors
         for name in (TEACHER, *(row.name for row in experiment.rows))
-        if experiment.runs_of(detector, name) or name == TEACHER and experiment.paper(detector, name)
+        if name != TEACHER and experiment.runs_of(detector, name) or name == TEACHER and experiment.teacher(detector)
     ]
 
 
 def _line(experiment: Experiment, results: Results, detector: str, name: str) -> Line:
     runs = experiment.runs_of(detector, name)
     own = {run.seed: results[run.key] for run in runs if run.key in results}
+    if name == TEACHER and not runs and teacher_key(detector) in results:
+        own = {0: results[teacher_key(detector)]}
     base_runs = experiment.runs_of(detector, experiment.baseline) if experiment.baseline else []
     compared = name not in (TEACHER, experiment.baseline)
     base = {run.seed: results[run.key] for run in base_runs if run.key in results} if compared else {}
@@ -68,7 +71,8 @@ def _line(experiment: Experiment, results: Results, detector: str, name: str) ->
     paper = _numbers(experiment.paper(detector, name))
     paper_base = _numbers(experiment.paper(detector, experiment.baseline)) if base_runs and compared else {}
     gains = {metric: paper[metric] - paper_base[metric] for metric in paper if metric in paper_base}
-    return Line(detector, name, len(runs), len(own), values, differences, paper, gains)
+    done = len(own) if runs else 0
+    return Line(detector, name, len(runs), done, values, differences, paper, gains)
 
 
 def _paired(own: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]], metric: str) -> list[float]:

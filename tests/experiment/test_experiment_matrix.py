@@ -212,3 +212,14 @@ def test_a_section_and_keys_of_it_go_together(workshop: Workshop) -> None:
     rows += [{"name": "b", "set": {"distill": {"alpha": 0.5}, "distill.top_k": 6}}]
     *_, a, b = (run.config.distill for run in workshop.experiment(rows=rows).runs)
     assert a is not None and b is not None and (a.top_k, b.alpha, b.top_k) == (5, 0.5, 6)
+
+
+def test_what_reaches_the_teacher_too_is_told_where_to_put(workshop: Workshop) -> None:
+    gid = {"name": "GID", "set": {"distill.top_k": 3}}
+    for changes, where in [
+        ({"set": {"distill.top_k": 5}}, "set"),
+        ({"detectors": [{"name": "A", "set": {"distill": {"top_k": 5}}}]}, "detector A"),
+    ]:
+        with pytest.raises(UserError, match=rf"matrix.yaml, {where}: sets distill for the teacher, too.*student\.set"):
+            workshop.experiment(rows=[gid], **changes)
+    assert len(workshop.experiment(rows=[gid], set={"distill": "none"}).runs) == 2

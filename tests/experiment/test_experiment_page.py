@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from experiment_helpers import Workshop
 from PIL import Image
 
@@ -85,9 +86,11 @@ def test_what_it_tells(done: Experiment) -> None:
 
 
 def test_curves_are_on_it_and_a_picture_that_cannot_be_drawn_is_told(done: Experiment) -> None:
-    page = Reader((done.output / "report.html").read_text())
+    text = (done.output / "report.html").read_text()
+    page = Reader(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 1 and "losses" in str(images[0]["alt"])  # the fake checkpoints have no detector in them
+    assert len(images) == 1 and str(images[0]["alt"]).startswith("losses")  # the fake checkpoints have no detector
+    assert "<b></b>" not in text
     assert "no picture: " in "".join(page.text)
     picture = done.output / "pictures" / "curves.png"
     drawn = picture.stat().st_mtime_ns
@@ -175,3 +178,21 @@ def test_an_edited_config_takes_no_number_off_the_page_until_a_new_one_comes(wor
     )
     states = Runner(more, workshop.command, say=lambda line: None, redo=True).work()
     assert "kept" not in write_report(more, states, draw=False) and {s.kind for s in states.values()} == {"done"}
+
+
+def test_a_teacher_that_is_given_has_the_numbers_of_its_checkpoint(workshop: Workshop) -> None:
+    weights = workshop.folder / "teacher.pt"
+    torch.save({"model": {}, "metrics": {"AP": 38.0, "AP50": 58.25, "APs": None, "step": 3}}, weights)
+    teacher = {"config": "teacher.yaml", "weights": str(weights), "paper": {"AP": 38.1}, "set": {"seed": 7}}
+    experiment = workshop.experiment(teacher=teacher, set={"train.steps": 5}, student={
+        "config": "student.yaml", "set": {"train.lr": 0.25}
+    })  # fmt: skip
+    table = write_report(experiment, {}, draw=False)
+    assert table.splitlines()[1].split()[:4] == ["teacher", "-", "38.0", "58.2"]
+    assert table.splitlines()[2].split()[:3] == ["the", "paper", "38.1"]
+    shown = "".join(Reader((experiment.output / "report.html").read_text()).text)
+    assert f"by one command, beside the teacher's weights, {weights}: " in shown and "0 of 2 runs done" in shown
+    for setting in ("train.steps: 5", "train.lr: 0.25", "seed: 7"):
+        assert setting in shown
+    weights.write_bytes(b"broken")
+    assert write_report(experiment, {}, draw=False).splitlines()[1].split()[:3] == ["teacher", "-", "-"]
