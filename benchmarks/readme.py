@@ -34,16 +34,23 @@ SIZES = ("B", "R", "C", "K", "k", "N")  # those that differ between users
 
 
 def experiment(results: dict[str, Any]) -> str:
-    """A row a method: AP and AP50, the gain in AP over the baseline, and what the paper has for that row."""
+    """A row a method: AP and AP50, the gain in AP over the baseline, and what the paper has for that row.
+
+    Rows without a number yet are left out, and of those that are not whole it says so: a table is of results.
+    """
     head = ("seeds", "AP", "AP50", "gain in AP", "the paper's AP, gain")
-    lines = [f"| {results['title']} | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
+    lines = [f"| {_cell(results['title'])} | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
     for row in results["rows"]:
+        if not row["values"]:
+            continue
         ap, ap50 = (_spread(row["values"].get(metric)) for metric in ("AP", "AP50"))
         gain = _spread(row["differences"].get("AP"), "+")
         paper = f"{row['paper']['AP']:.1f}" if "AP" in row["paper"] else ""
         if "AP" in row["paper_differences"]:
             paper += f", {row['paper_differences']['AP']:+.1f}"
-        lines.append(f"| {row['name']} | {row['done']} | {ap} | {ap50} | {gain} | {paper} |")
+        name = _cell(", ".join(filter(None, (row["detector"], row["name"]))))
+        seeds = f"{row['done']} of {row['planned']}" if row["done"] < row["planned"] else row["done"] or ""
+        lines.append(f"| {name} | {seeds} | {ap} | {ap50} | {gain} | {paper} |")
     made_with = "; ".join(
         f"{machine['CPU']}, GPU {machine['GPU']}, torch {machine['torch']}, commit {machine['git commit']}"
         for machine in results["machines"]
@@ -54,6 +61,10 @@ def experiment(results: dict[str, Any]) -> str:
         f"{made_with}, {results['date']}.",
     ]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _spread(value: dict[str, Any] | None, sign: str = "") -> str:
@@ -134,17 +145,35 @@ def files_of(pattern: str) -> list[Path]:
 
 def read(path: Path) -> dict[str, Any]:
     """A result file; its rows are those of NAME-compiled.json, where that is, as they have torch.compile's too."""
-    results = json.loads(path.read_text())
+    results = _read_json(path)
     compiled = path.with_name(f"{path.stem}-compiled.json")
     if compiled.exists():
-        results = {**json.loads(compiled.read_text()), "sweep": results["sweep"]}
+        results = {**_read_json(compiled), "sweep": results.get("sweep", [])}
     return results
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {path} cannot be read as JSON ({error}): copy it again, or make it anew")
+    if not isinstance(content, dict):
+        sys.exit(f"error: {path} holds no results: copy it again, or make it anew")
+    return content
 
 
 def table(name: str, pattern: str) -> str:
     """The tables of all files, one after the other, or nothing."""
-    contents = ((path, read(path)) for path in files_of(pattern))
-    return "\n\n".join(speed(path, results) if name in SPEED else experiment(results) for path, results in contents)
+    return "\n\n".join(_table_of(name, path) for path in files_of(pattern))
+
+
+def _table_of(name: str, path: Path) -> str:
+    results = read(path)
+    try:
+        return speed(path, results) if name in SPEED else experiment(results)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"has other values than results have ({error})"
+        sys.exit(f"error: {path} {what}: it is incomplete or of another version, make it anew")
 
 
 def render(page: str, text: str) -> str:
