@@ -286,6 +286,7 @@ _METHOD_IS_FOR = {
     "fine_grained": ("detectors with anchors", ("retinanet", "faster_rcnn")),
     "mimicking": ("detectors with a region proposal network", ("faster_rcnn",)),
 }
+NO_SUCH_PAIR = "the paper's tables have no such pair"
 
 _NEEDS_GROUND_TRUTH = ("fine_grained", "mimicking")
 
@@ -321,7 +322,7 @@ class Config(Section):
             if self.model.detector not in detectors:
                 raise ValueError(
                     f"distill.method {self.distill.method} is for {what} ({', '.join(detectors)}), and model.detector "
-                    f"is {self.model.detector}, so the paper's tables have no such pair: use method gid or fitnet"
+                    f"is {self.model.detector}, so {NO_SUCH_PAIR}: use method gid or fitnet"
                 )
         return self
 

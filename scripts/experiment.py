@@ -20,10 +20,9 @@ from gid_cuda.experiment.command import run
 
 
 def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs: give a whole number above 0")
+    return int(text)
 
 
 def parse() -> argparse.Namespace:

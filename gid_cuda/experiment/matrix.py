@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gid_cuda import config_file
-from gid_cuda.config import Config, config_from_dict, config_to_dict
+from gid_cuda.config import NO_SUCH_PAIR, Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
 from gid_cuda.experiment.schema import (
     DetectorConfig,
@@ -148,7 +148,12 @@ def _runs(
             continue
         key = f"{folder}{slug(row.name)}/seed{seed}"
         settings = [*common, ("student", student.set), (f"row {row.name}", row.set)]
-        config = _config(path, student, settings, matrix.output / "runs" / key, seed=seed, teacher=teacher_section)
+        try:
+            config = _config(path, student, settings, matrix.output / "runs" / key, seed=seed, teacher=teacher_section)
+        except UserError as error:
+            if NO_SUCH_PAIR not in str(error) or not name:
+                raise
+            raise UserError(f"{error}; or let row {row.name} leave out {name} by only: [...]") from None
         yield PlannedRun(key, name, row.name, seed, config, trained if config.distill is not None else None)
 
 

@@ -223,3 +223,12 @@ def test_what_reaches_the_teacher_too_is_told_where_to_put(workshop: Workshop) -
         with pytest.raises(UserError, match=rf"matrix.yaml, {where}: sets distill for the teacher, too.*student\.set"):
             workshop.experiment(rows=[gid], **changes)
     assert len(workshop.experiment(rows=[gid], set={"distill": "none"}).runs) == 2
+
+
+def test_a_row_that_a_detector_cannot_have_is_told_to_leave_it_out(workshop: Workshop) -> None:
+    detectors = [{"name": "R"}, {"name": "F", "set": {"model.detector": "fcos"}}]
+    rows = [{"name": "fine", "set": {"distill.method": "fine_grained"}}]
+    with pytest.raises(UserError, match=r"use method gid or fitnet; or let row fine leave out F by only: \[\.\.\.\]"):
+        workshop.experiment(detectors=detectors, rows=rows)
+    rows[0]["only"] = ["R"]
+    assert len(workshop.experiment(detectors=detectors, rows=rows).runs) == 3

@@ -317,3 +317,10 @@ def test_how_a_run_failed_is_remembered_until_it_is_done(workshop: Workshop) -> 
     assert "failed" not in plan_text(experiment, redo=False)
     assert {state.kind for state in told_states(experiment, {}).values()} == {"done"}
     assert "failed" not in read_note(experiment.runs[0])
+
+
+@pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
+def test_jobs_are_a_whole_number(text: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "experiment.py"), "--cfg", "x.yaml", "--jobs", text]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2 and f"{text!r} is no number of runs: give a whole number above 0" in ended.stderr
