@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from gid_cuda.config import config_to_dict, load_config
+from gid_cuda.config import DistillConfig, config_from_dict, config_to_dict, load_config
 from gid_cuda.data import build_dataset
 from gid_cuda.data.images import UnreadableImage
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.engine.instance_statistics import statistics_of
 from gid_cuda.engine.pairs import both_outputs, open_pairs
-from gid_cuda.engine.pictures import choose_images, instances_of_image
+from gid_cuda.engine.pictures import choose_images, distilled_kinds, instances_of_image
 from gid_cuda.errors import UserError
 from gid_cuda.viz.heat_map import _grids
 from gid_cuda.viz.instances import STYLES
@@ -210,6 +210,29 @@ def other_student(run: Path, path: Path, *, rename: bool = False, anchors: list[
     return path
 
 
+def fcos_student(run: Path, path: Path) -> Path:
+    config = load_config(run / "plain.yaml").model_dump(mode="json")
+    config["model"] |= {"detector": "fcos", "fpn_channels": 32, "anchor_sizes": [32, 64, 128, 256, 512]}
+    config = config_from_dict(config, name="fcos")
+    content = torch.load(run / "early.pt", weights_only=True)
+    content["model"] = build_detector(config.model, config.input, content["classes"]).state_dict()
+    torch.save({**content, "config": config_to_dict(config)}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("distill", "said"),
+    [
+        ({}, ""),
+        ({"kinds": ["positive", "negative"]}, "of them teach: positive, negative"),
+        ({"kinds": "ground_truth"}, "none of them teaches: ground truth does"),
+        ({"method": "fitnet"}, "none of them teaches: the method is fitnet"),
+    ],
+)
+def test_which_of_the_instances_teach_is_said(distill, said):
+    assert distilled_kinds(DistillConfig(**distill)) == said
+
+
 def test_mistakes(run, monkeypatch, capsys, tmp_path):
     def error_of(*arguments: object) -> str:
         assert run_script(monkeypatch, "visualize.py", "--output", tmp_path / "out", *arguments) == 2
@@ -238,6 +261,9 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
     text = error_of("--cfg", cfg, "teacher.weights=gone.pt", "--weights", early)
     assert text.startswith("error: teacher.weights: gone.pt does not exist: train the teacher first")
     assert "none.pt does not exist" in error_of("--cfg", cfg, "--weights", run / "none.pt")
+    assert f"{run} is a folder: give a file, such as {run / 'best.pt'}" in error_of("--cfg", cfg, "--weights", run)
+    text = error_of("--cfg", cfg, "--weights", early, fcos_student(run, tmp_path / "fcos.pt"))
+    assert "fcos.pt is of detector fcos, and the config's teacher of retinanet, whose boxes are others" in text
     assert "has no log.jsonl" in error_of("--curves", tmp_path)
     (tmp_path / "file").write_text("")
     text = error_of("--cfg", cfg, "--weights", early, "--output", tmp_path / "file")

@@ -73,6 +73,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises UserError: no such file, truncated, or something else than a checkpoint of this project.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder: give a file, such as {path / 'best.pt'}")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:

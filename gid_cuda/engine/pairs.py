@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gid_cuda.config import Config, DistillConfig
+from gid_cuda.config import Config, DistillConfig, ModelConfig
 from gid_cuda.data import DetectionDataset, Sample, build_dataset
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector, DetectorOutputs, GeneralInstances, Target
@@ -41,7 +41,7 @@ def open_pairs(config: Config, weights: Sequence[Path], device: torch.device, ad
     check_adapter(adapter, config.model, config.teacher)
     dataset = build_dataset(config.data, "val")
     teacher = build_detector(config.teacher, config.input, dataset.classes, adapter=adapter).to(device).eval()
-    students = [(_title(path), _student(path, dataset.classes, device, adapter)) for path in weights]
+    students = [(_title(path), _student(path, dataset.classes, config.teacher, device, adapter)) for path in weights]
     return Pairs(dataset, config.distill, teacher, students)
 
 
@@ -77,8 +77,16 @@ def _title(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.name}, step {step}"
 
 
-def _student(path: Path, classes: list[str], device: torch.device, adapter: Builder | None) -> Detector:
-    detector, _, own = load_detector(path, adapter)
+def _student(
+    path: Path, classes: list[str], teacher: ModelConfig, device: torch.device, adapter: Builder | None
+) -> Detector:
+    detector, config, own = load_detector(path, adapter)
+    kinds = config.model.detector, teacher.detector
+    if kinds[0] != kinds[1] and "own" not in kinds:  # of one's own: its outputs decide
+        raise UserError(
+            f"{path} is of detector {kinds[0]}, and the config's teacher of {kinds[1]}, whose boxes are others: give "
+            f"checkpoints of {kinds[1]}, or the config that this one was trained with"
+        )
     if list(own) != list(classes):
         raise UserError(
             f"{path} was trained on the classes {', '.join(own)}, and the validation set has {', '.join(classes)}: "

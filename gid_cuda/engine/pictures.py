@@ -53,10 +53,20 @@ def draw_instances(
             for title, student in pairs.students
         ]
         heading = f"image {sample.image_id}: {Path(sample.path).name}"
-        figure = instances_figure(sample.image, sample.boxes, parts, heading)
+        note = distilled_kinds(pairs.distill)
+        figure = instances_figure(sample.image, sample.boxes, parts, heading, note=note)
         paths.append(output / f"instances_{sample.image_id}.png")
         figure.savefig(paths[-1])
     return paths
+
+
+def distilled_kinds(distill: DistillConfig) -> str:
+    """Which of the instances that are shown teach; nothing to say where all of them do."""
+    if distill.method != "gid":
+        return f"none of them teaches: the method is {distill.method}"
+    if distill.kinds == "ground_truth":
+        return "none of them teaches: ground truth does"
+    return "" if distill.kinds == "all" else f"of them teach: {', '.join(distill.kinds)}"
 
 
 def draw_curves(runs: Sequence[Path], names: Sequence[str], output: Path) -> Path:

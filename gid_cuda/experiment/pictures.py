@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gid_cuda.config import Config
 from gid_cuda.detectors.own import Builder
 from gid_cuda.engine.pictures import draw_instances
 from gid_cuda.errors import UserError
@@ -40,7 +41,7 @@ def draw_row(
     if run is None or not distilled:
         return None
     weights = run.folder / "best.pt"
-    config = run.config if run.config.distill is not None else distilled[0].config
+    config = run.config if run.config.distill is not None else _selects_alone(distilled[0].config)
     if config.teacher is None or config.teacher.weights is None or not Path(config.teacher.weights).is_file():
         return None
     folder = _folder(experiment, detector) / slug(row)
@@ -52,6 +53,12 @@ def draw_row(
         drawn.replace(folder / "instances.png")
 
     return _unless_there(folder / "instances.png", key, draw)
+
+
+def _selects_alone(config: Config) -> Config:
+    """How another row chooses instances, without a word of which of them teach: a plain student learns from none."""
+    assert config.distill is not None
+    return config.model_copy(update={"distill": config.distill.model_copy(update={"method": "gid", "kinds": "all"})})
 
 
 def first_done(experiment: Experiment, detector: str, row: str, done: set[str]) -> PlannedRun | None:

@@ -48,15 +48,17 @@ class InstancesOfImage:
     heat: Tensor
 
 
-def instances_figure(image: Tensor, ground_truth: Tensor, parts: Sequence[InstancesOfImage], heading: str) -> Figure:
+def instances_figure(
+    image: Tensor, ground_truth: Tensor, parts: Sequence[InstancesOfImage], heading: str, *, note: str = ""
+) -> Figure:
     """Figure 4 for one image: the instances of a student beside its heat map; of several students a column each.
 
     image: (3, H, W) uint8; ground_truth: (N, 4) xyxy. Two parts or more (e.g. stages of a training) are columns, the
-    instances above and the heat maps below. All heat maps have one scale of scores.
+    instances above and the heat maps below. All heat maps have one scale of scores. note: a line below the legend.
     """
     picture = to_picture(image)
     aspect = picture.height / picture.width
-    figure, lefts, rights, bar = _layout(aspect, len(parts))
+    figure, lefts, rights, bar = _layout(aspect, len(parts), 0.22 if note else 0.0)
     figure.suptitle(shorten(heading, 90), y=1 - 0.08 / figure.get_figheight(), va="top", fontsize=12, fontweight="bold")
     most = max([float(part.heat.max()) for part in parts if part.heat.numel()] + [1e-3])
     panel = _panel_inches(len(parts))
@@ -74,7 +76,9 @@ def instances_figure(image: Tensor, ground_truth: Tensor, parts: Sequence[Instan
     assert color_bar.solids is not None
     color_bar.solids.set_alpha(1)  # the map's own alpha would fade it
     bar.tick_params(labelsize=9)
-    _legend(figure, parts, len(ground_truth) > 0)
+    _legend(figure, parts, len(ground_truth) > 0, 0.22 / figure.get_figheight() if note else 0.0)
+    if note:
+        figure.text(0.5, 0.06 / figure.get_figheight(), note, ha="center", va="bottom", fontsize=10)
     return figure
 
 
@@ -82,18 +86,21 @@ def _panel_inches(count: int) -> float:
     return _PANEL_INCHES if count <= 2 else max(2.6, 11 / count)
 
 
-def _layout(aspect: float, count: int) -> tuple[Figure, list[Axes], list[Axes], Axes]:
-    """An empty figure with the places of `count` pictures, of their heat maps, and of the scale of these."""
+def _layout(aspect: float, count: int, note: float) -> tuple[Figure, list[Axes], list[Axes], Axes]:
+    """An empty figure with the places of `count` pictures, of their heat maps, of the scale of these, and of a note of
+    this height (inches)."""
     width = _panel_inches(count)
     height = width * min(max(aspect, 0.35), 1.6)  # beyond these bounds white is left around the picture
     rows, columns = (1, 2) if count == 1 else (2, count)
-    above, title, below, gap, bar_width = 0.32, 0.3, 0.45, 0.12, 0.16
-    inches = columns * (width + gap) + bar_width + 0.6, above + (height + title) * rows + below
+    above, title, below, gap, bar_width = 0.32, 0.3, 0.45 + note, 0.12, 0.16
+    scale = 0.62  # inches for its numbers: 0.0012
+    inches = columns * (width + gap) + bar_width + 0.1 + scale, above + (height + title) * rows + below
     figure = Figure(figsize=inches, dpi=_DPI, facecolor="white")
     widths = (*[width] * columns, bar_width)
     grid = figure.add_gridspec(
         rows, columns + 1, width_ratios=widths, wspace=(columns + 1) * gap / sum(widths), hspace=title / height,
-        left=0.1 / inches[0], right=1 - 0.5 / inches[0], top=1 - (above + title) / inches[1], bottom=below / inches[1],
+        left=0.1 / inches[0], right=1 - scale / inches[0],
+        top=1 - (above + title) / inches[1], bottom=below / inches[1],
     )  # fmt: skip
     axes = [figure.add_subplot(grid[i, j]) for i in range(rows) for j in range(columns)]
     return figure, axes[:count], axes[count:], figure.add_subplot(grid[rows - 1, columns])
@@ -120,7 +127,7 @@ def _drawn(ground_truth: Tensor, part: InstancesOfImage) -> list[DrawnBox]:
     return drawn + [DrawnBox(tuple(box), colour, dash) for box in ground_truth.tolist()]
 
 
-def _legend(figure: Figure, parts: Sequence[InstancesOfImage], has_ground_truth: bool) -> None:
+def _legend(figure: Figure, parts: Sequence[InstancesOfImage], has_ground_truth: bool, bottom: float) -> None:
     seen = {kind for part in parts for kind in part.kinds} | ({GROUND_TRUTH} if has_ground_truth else set())
     lines = []
     for kind, (colour, dash, letter) in STYLES.items():
@@ -130,5 +137,5 @@ def _legend(figure: Figure, parts: Sequence[InstancesOfImage], has_ground_truth:
             rim = [withStroke(linewidth=4.6, foreground="#141414")]
             lines.append(Line2D([], [], color=colour, linestyle=style, linewidth=2.8, path_effects=rim, label=label))
     if lines:
-        figure.legend(handles=lines, loc="lower center", ncols=len(lines), frameon=False, fontsize=10.5,
-                      handlelength=3.4)  # fmt: skip
+        figure.legend(handles=lines, loc="lower center", bbox_to_anchor=(0.5, bottom), ncols=len(lines),
+                      frameon=False, fontsize=10.5, handlelength=3.4)  # fmt: skip

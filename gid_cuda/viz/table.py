@@ -16,14 +16,19 @@ _LATER_KEYS = {"options": {}, "variant": "torchvision"}  # which runs of older v
 
 
 def run_names(runs: Sequence[Path], names: Sequence[str] | None = None) -> list[str]:
-    """What to call the runs: `names`, one for each, or their folders' names (with the parent's where two agree)."""
+    """What to call the runs: `names`, one for each, or their folders' names (with the parent's where two agree, and
+    whole paths where these agree, too). UserError for a run that is there twice."""
+    resolved = [run.resolve() for run in runs]
+    if twice := [run for run, place in zip(runs, resolved, strict=True) if resolved.count(place) > 1]:
+        raise UserError(f"{twice[0]} is there twice: give each run once")
     if names:
         if len(names) != len(runs):
             raise UserError(f"{len(names)} names for {len(runs)} runs: give one name a run, in the same order")
         return list(names)
     short = [run.resolve().name for run in runs]
     long = [f"{run.resolve().parent.name}/{name}" for run, name in zip(runs, short, strict=True)]
-    return [name if short.count(name) == 1 else both for name, both in zip(short, long, strict=True)]
+    names = [name if short.count(name) == 1 else both for name, both in zip(short, long, strict=True)]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
 
 
 def read_metrics(run: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import torch
 from experiment_helpers import Workshop
 from PIL import Image
 
+from gid_cuda.config import Config
+from gid_cuda.engine.pictures import distilled_kinds
 from gid_cuda.experiment.matrix import Experiment
 from gid_cuda.experiment.report import write_report
 from gid_cuda.experiment.runner import Runner
@@ -196,3 +198,21 @@ def test_a_teacher_that_is_given_has_the_numbers_of_its_checkpoint(workshop: Wor
         assert setting in shown
     weights.write_bytes(b"broken")
     assert write_report(experiment, {}, draw=False).splitlines()[1].split()[:3] == ["teacher", "-", "-"]
+
+
+def test_a_plain_row_is_drawn_without_a_word_of_what_teaches(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def draw(config: Config, *_: object, **__: object) -> None:
+        assert config.distill is not None
+        said.append(f"{distilled_kinds(config.distill)}, {config.distill.top_k}")
+        raise RuntimeError("enough")
+
+    rows = [{"name": "plain"}, {"name": "GID", "set": {"distill": {"kinds": ["negative"], "top_k": 3}}}]
+    experiment = workshop.experiment(rows=rows)
+    Runner(experiment, workshop.command, say=lambda line: None).work()
+    monkeypatch.setattr("gid_cuda.experiment.pictures.draw_instances", draw)
+    write_report(experiment, {})
+    assert said == [", 3", "of them teach: negative, 3"]

@@ -184,3 +184,21 @@ def test_no_instance_no_ground_truth_and_odd_shapes(height, width):
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     figure = instances_figure(image, torch.zeros(0, 4), [nothing], "x" * 300)
     assert pixels(figure).shape[1] == pytest.approx(1020, abs=30) and not figure.legends
+
+
+@pytest.mark.parametrize("count, note", [(1, ""), (2, "of them teach: positive, semi-positive")])
+def test_small_scores_and_the_note_stand_within_the_figure(count, note):
+    image = torch.full((3, 120, 160), 90, dtype=torch.uint8)
+    part = instances()
+    part.heat.mul_(1.2e-3 / 0.8)
+    figure = instances_figure(image, torch.tensor([[1.0, 1, 20, 20]]), [part] * count, "image 1", note=note)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    labels = figure.axes[-1].get_yticklabels()
+    assert max(len(label.get_text()) for label in labels) >= 6  # 0.0012
+    assert max(label.get_window_extent().x1 for label in labels) < figure.get_figwidth() * figure.dpi
+    said = [text for text in figure.texts if text.get_text() == note]
+    assert len(said) == (1 if note else 0)
+    if note:
+        place, legend = said[0].get_window_extent(), figure.legends[0].get_window_extent()
+        assert 0 <= place.y0 and place.y1 <= legend.y0 + 3 and legend.y1 < figure.axes[-1].get_window_extent().y0

@@ -89,6 +89,10 @@ def test_names(tmp_path):
     assert run_names(runs, ["1", "2", "3"]) == ["1", "2", "3"]
     with pytest.raises(UserError, match="2 names for 3 runs: give one name a run"):
         run_names(runs, ["1", "2"])
+    twins = [tmp_path / side / "y" / "gid" for side in "ab"]
+    assert run_names(twins) == [str(run) for run in twins]
+    with pytest.raises(UserError, match="gid is there twice: give each run once"):
+        run_names([twins[0], tmp_path / "a" / "x" / ".." / "y" / "gid"])
 
 
 def test_mistakes(runs, tmp_path):
