@@ -22,6 +22,7 @@ from gid_cuda.experiment.schema import (
     TeacherConfig,
     read_matrix,
 )
+from gid_cuda.experiment.settings import check_does_not_distill, check_once, check_settings, nested
 
 TEACHER = "teacher"
 MAX_NAME = 100  # letters; file systems take folders of 255 bytes
@@ -130,7 +131,7 @@ def _runs(
     part, teacher_section, trained = detector.teacher or matrix.teacher, None, None
     if part is not None:
         key = teacher_key(name)
-        _check_once(path, TEACHER, list(part.set.items()))
+        check_once(path, TEACHER, list(part.set.items()))
         teacher = _config(path, part, [*common, (TEACHER, part.set)], matrix.output / "runs" / key)
         weights = part.weights or str(teacher.output / "best.pt")
         teacher_section = config_to_dict(teacher)["model"] | {"weights": weights, "backbone_weights": None}
@@ -141,8 +142,8 @@ def _runs(
             yield PlannedRun(key, name, TEACHER, teacher.seed, teacher)
     student = detector.student or matrix.student
     for where, changes in (*common, ("student", student.set), *((f"row {row.name}", row.set) for row in rows)):
-        _check_once(path, where, list(changes.items()))
-        _check_settings(path, where, changes, has_teacher=part is not None, for_all=(where, changes) in common)
+        check_once(path, where, list(changes.items()))
+        check_settings(path, where, changes, has_teacher=part is not None, for_all=(where, changes) in common)
     for seed, row in itertools.product(matrix.seeds, rows):
         if row.only is not None and name not in row.only:
             continue
@@ -170,9 +171,9 @@ def _config(
     raw, origins = config_file.read_config_file(path.parent / part.config)
     for where, changes in settings:
         for key, value in changes.items():
-            config_file.merge(raw, _nested(key, value, f"{path}, {where}"), origins, f"{path}, {where}")
+            config_file.merge(raw, nested(key, value, f"{path}, {where}"), origins, f"{path}, {where}")
     if isinstance(part, TeacherConfig):
-        _check_does_not_distill(path, settings[:-1], raw)
+        check_does_not_distill(path, settings[:-1], raw)
     raw["output"] = str(output)
     if seed is not None:
         raw["seed"] = seed
@@ -180,67 +181,6 @@ def _config(
     if teacher is not None or not distills:  # a plain run names no teacher: it does not change with one
         raw["teacher"] = teacher if distills else None
     return config_from_dict(raw, name=f"{path}, {settings[-1][0]}", origins=origins)
-
-
-def _check_does_not_distill(path: Path, settings: list[tuple[str, Settings]], raw: dict[str, Any]) -> None:
-    """UserError where what is set for all runs makes the teacher distill, too. settings: the common ones."""
-    if raw.get("distill") in (None, "none"):
-        return
-    for where, changes in settings:
-        if any(key.partition(".")[0] == "distill" and value not in (None, "none") for key, value in changes.items()):
-            raise UserError(
-                f"{path}, {where}: sets distill for the teacher, too, which does not distill: put it into student.set "
-                "or the rows"
-            )
-
-
-def _check_settings(path: Path, where: str, changes: Settings, *, has_teacher: bool, for_all: bool) -> None:
-    """UserError for what the experiment itself decides: it would be without effect. for_all: a teacher has it, too."""
-    sections = {key.partition(".")[0] for key in changes}
-    if "seed" in sections and not for_all:
-        raise UserError(f"{path}, {where}: sets seed, which is without effect: name the seeds once, as seeds: [0, 1]")
-    if "teacher" in sections and has_teacher:
-        raise UserError(
-            f"{path}, {where}: sets teacher, which is without effect as the experiment has a teacher of its own: set "
-            "it there (its keys are those of the config that trains it), or leave that out"
-        )
-
-
-def _check_once(path: Path, where: str, entries: list[tuple[str, Any]]) -> None:
-    """UserError where two entries of one place set the same key, or one a key of what the other has as a value."""
-    written: list[tuple[str, tuple[str, ...], Any]] = []
-    for key, value in entries:
-        found = [(leaf, tuple(leaf.split(".")), inner) for leaf, inner in leaves(value, key) if inner != {}]
-        for (leaf, keys, inner), (other, others, its) in itertools.product(found, written):
-            if keys == others:
-                raise UserError(f"{path}, {where}: sets {leaf} twice: leave out one of them")
-            if keys[: len(others)] == others or others[: len(keys)] == keys:
-                upper, lower, off = (leaf, other, inner) if len(keys) < len(others) else (other, leaf, its)
-                does = "switches" if off in (None, "none") else "sets"
-                what = f"{does} {upper}{' off' if does == 'switches' else ''}"
-                raise UserError(f"{path}, {where}: {what} and sets {lower}: leave out one of them")
-        written += found
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """{"model": {"norm": "live"}} -> ("model.norm", "live"); a section that is switched off is a leaf."""
-    if not isinstance(value, dict) or not value:
-        yield path, value
-        return
-    for key, inner in value.items():
-        yield from leaves(inner, f"{path}.{key}".lstrip("."))
-
-
-def _nested(key: str, value: Any, where: str) -> dict[str, Any]:
-    """("distill.top_k", 5) -> {"distill": {"top_k": 5}}"""
-    keys = key.split(".")
-    if not all(keys):
-        raise UserError(f"{where}: {key!r} is no key path: write for example distill.top_k")
-    if keys[0] == "output":
-        raise UserError(f"{where}: sets output, which the experiment's own output decides for every run: leave it out")
-    for part in reversed(keys):
-        value = {part: value}
-    return value
 
 
 def _take_apart(row: RowConfig, path: Path) -> Iterator[Row]:
@@ -253,7 +193,7 @@ def _take_apart(row: RowConfig, path: Path) -> Iterator[Row]:
                         "write a row for each value")  # fmt: skip
     for values in itertools.product(*row.sweep.values()):
         chosen = dict(zip(row.sweep, values, strict=True))
-        _check_once(path, f"row {row.name}", [*row.set.items(), *chosen.items()])
+        check_once(path, f"row {row.name}", [*row.set.items(), *chosen.items()])
         said = ", ".join(f"{key.rpartition('.')[2]} {_say(value)}" for key, value in chosen.items())
         yield Row(f"{row.name}, {said}", row.set | chosen, only, None)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun, leaves
+from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun
 from gid_cuda.experiment.schema import METRICS
+from gid_cuda.experiment.settings import leaves
 from gid_cuda.experiment.state import State, read_note
 from gid_cuda.experiment.table import Line, Results, Spread, one_decimal
 

@@ -78,7 +78,7 @@ def done_results(experiment: Experiment, states: Mapping[str, State]) -> Results
     return {key: metrics for key, metrics in found.items() if metrics is not None} | _given_teachers(experiment)
 
 
-def _given_teachers(experiment: Experiment) -> Results:
+def _given_teachers(experiment: Experiment) -> dict[str, Any]:
     """What the checkpoints of teachers that are not trained here say of themselves: AP and AP50 of their own runs."""
     found: dict[str, Any] = {}
     for detector in experiment.detectors:

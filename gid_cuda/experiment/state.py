@@ -22,7 +22,8 @@ from typing import Any, Literal
 from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
-from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun, leaves
+from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun
+from gid_cuda.experiment.settings import leaves
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
