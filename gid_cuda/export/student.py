@@ -54,8 +54,6 @@ def load_student(path: Path, adapter: Builder | None = None) -> Model:
     whose layers torchvision has not."""
     path = find_checkpoint(path)
     content = load_checkpoint(path)
-    if not isinstance(content.get("config"), dict) or not content.get("classes"):
-        raise UserError(f"{path} has no config and class names inside: give a checkpoint that scripts/train.py wrote")
     config = config_from_dict(content["config"], name=f"config inside {path}")
     check_adapter(adapter, config.model)
     if config.model.variant != "torchvision":

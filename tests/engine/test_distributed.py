@@ -16,6 +16,8 @@ from gid_cuda.engine.distributed import processes
 from gid_cuda.engine.draws import draws_of_step, process_seed
 from gid_cuda.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Pair = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
@@ -26,7 +28,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def results(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def results(one_thread: None, data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """(by one process, by each of two)."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(cases.process, args=(free_port(), data, teacher, folder), nprocs=2)

@@ -20,6 +20,8 @@ from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.trainer import train
 from gid_cuda.errors import Stopped
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCRIPT = CONFIGS.parent / "scripts" / "train.py"
 STEPS = 12
 MORE = [f"train.steps={STEPS}", "train.eval_every=6", "train.schedule=constant", "data.workers=1"]
@@ -27,7 +29,7 @@ SLOW_EVALUATION = ["data.generated.val_images=150"]
 
 
 @pytest.fixture(scope="module")
-def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(one_thread: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     train(plain_config(data, folder, *MORE))
@@ -35,7 +37,7 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def much_to_evaluate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def much_to_evaluate(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(data with so many validation images that an evaluation can be met, a run on them that nobody disturbs)."""
     root = tmp_path_factory.mktemp("much")
     train(plain_config(root / "data", root / "run", *MORE, *SLOW_EVALUATION))

@@ -132,7 +132,7 @@ def test_mistakes_are_one_sentence(run: Any, tmp_path: Path, monkeypatch: Any) -
         (tmp_path / "gone.pt",): "gone.pt does not exist: give the folder of a run",
         (folder,): "holds neither best.pt nor last.pt",
         (bare,): "is no checkpoint of gid_cuda",
-        (tmp_path / "nothing.pt",): "has no config and class names inside",
+        (tmp_path / "nothing.pt",): "nothing.pt has a NoneType as its config: it is damaged",
         (tmp_path / "own.pt",): "needs the Python file that builds it: add --adapter FILE",
         (tmp_path / "variant.pt",): "is of variant mmdetection",
         (good,): "ONNX needs the packages onnx_not_here, onnxscript_not_here: pip install -e '.[export]'",
