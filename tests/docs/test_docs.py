@@ -120,6 +120,8 @@ def test_examples_in_python_run(name: str) -> None:
 @pytest.mark.parametrize("name", HAND_WRITTEN)
 def test_examples_in_yaml_are_valid(name: str, checkout: Path) -> None:
     for text in re.findall(r"^```yaml\n(.*?)^```", HAND_WRITTEN[name].read_text(), re.MULTILINE | re.DOTALL):
+        if "\nrows:" in text:  # an experiment's, which tests/experiment loads
+            continue
         (checkout / "example.yaml").write_text(text)
         load_config(checkout / "example.yaml")
 

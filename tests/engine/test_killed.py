@@ -28,6 +28,8 @@ from gid_cuda.engine.checkpoint import load_checkpoint, save_checkpoint
 from gid_cuda.engine.trainer import train
 from gid_cuda.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WRITER = """
 import sys, torch
 from pathlib import Path
@@ -44,8 +46,6 @@ import resource, signal, sys, torch
 from pathlib import Path
 from gid_cuda.engine.checkpoint import save_checkpoint
 from gid_cuda.errors import told_in_one_sentence
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with told_in_one_sentence():
