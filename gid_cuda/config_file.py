@@ -153,6 +153,10 @@ def merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, source: s
             into[key] = {} if value == {} else value  # its own: what is merged later stays out of `new`
 
 
+# Sections that are off where they are none; another one, such as data.train, is then what it is by default.
+SWITCHED = {("distill",), ("teacher",), ("data", "unlabeled")}
+
+
 def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None:
     """`key.path=value`, the value read as YAML; in place. A section that a file switches off (`none`) goes on again.
 
@@ -166,7 +170,8 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
     section: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
         if section.get(key) is None or section[key] == "none":
-            if (earlier := origins.get(tuple(keys[:depth]), "")).startswith(_OVERRIDE):
+            earlier = origins.get(tuple(keys[:depth]), "")
+            if tuple(keys[:depth]) in SWITCHED and earlier.startswith(_OVERRIDE):
                 raise UserError(
                     f"{_OVERRIDE}{override!r} sets a key of {'.'.join(keys[:depth])}, which {earlier} before it "
                     "switches off: leave out one of them"

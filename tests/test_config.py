@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict, load_config
 from gid_cuda.errors import UserError
 
@@ -248,3 +252,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "Is a directory" in message(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("output: Fähre".encode("latin-1"))
     assert message(tmp_path / "latin.yaml").endswith("is not UTF-8 text")
+
+
+def test_the_sections_that_are_switched_off_are_those_that_may_be_none() -> None:
+    """Of the schema; models of one's own and lists of sections apart."""
+
+    def optional(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+        for name, field in model.model_fields.items():
+            parts = typing.get_args(field.annotation) or (field.annotation,)
+            sections = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+            if sections and type(None) in parts:
+                yield (*path, name)
+            for section in sections:
+                yield from optional(section, (*path, name))
+
+    assert set(optional(Config)) == config_file.SWITCHED
