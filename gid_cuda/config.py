@@ -211,7 +211,7 @@ class DistillConfig(Section):
     """
 
     method: Literal["gid", "fitnet", "fine_grained", "mimicking"] = "gid"  # gid, or what the paper compares it with
-    top_k: NonNegativeInt = 10  # K
+    top_k: Annotated[int, Field(ge=0, le=1000)] = 10  # K
     nms_iou: Fraction = 0.3  # of two instances of an image, at most
     min_size: NonNegativeFloat = 10.0  # pixels: smaller boxes are never chosen
     pre_nms_top_k: NonNegativeInt = 0  # 0 = off: NMS sees every box
@@ -222,7 +222,8 @@ class DistillConfig(Section):
     beta: NonNegativeFloat = 1.0  # of its regression part
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # f_adapt (eq. 5)
     reduction: Literal["instance", "pixel"] = "instance"  # of the feature loss (eq. 4); pixel also divides by P*P
-    canonical_size: PositiveFloat = 224.0  # pixels: instances of this side are at stride 16; scale it with the input
+    # pixels: instances of this side get their features at stride 16; for smaller images it should be smaller as they are
+    canonical_size: Annotated[float, Field(ge=1, le=100_000)] = 224.0
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
     # which instances are distilled (eqs. 10-11), or the ground truth in their place; see `gid_cuda.distill.GID`
     kinds: (

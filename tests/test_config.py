@@ -267,3 +267,10 @@ def test_the_sections_that_are_switched_off_are_those_that_may_be_none() -> None
                 yield from optional(section, (*path, name))
 
     assert set(optional(Config)) == config_file.SWITCHED
+
+
+@pytest.mark.parametrize("override", ["distill.top_k=1001", "distill.canonical_size=0.5", "distill.canonical_size=1e6"])
+def test_numbers_that_nobody_can_mean(override: str) -> None:
+    """Relations are K x K numbers an image; no image has a side of a million pixels."""
+    with pytest.raises(UserError, match=rf"{override.partition('=')[0]} has the number .*, expected a number"):
+        load_config(Path(__file__).parents[1] / "configs" / "demo.yaml", [override])
