@@ -222,7 +222,7 @@ class DistillConfig(Section):
     beta: NonNegativeFloat = 1.0  # of its regression part
     adapt: Literal["1x1", "3x3", "none"] = "1x1"  # f_adapt (eq. 5)
     reduction: Literal["instance", "pixel"] = "instance"  # of the feature loss (eq. 4); pixel also divides by P*P
-    # pixels: instances of this side get their features at stride 16; for smaller images it should be smaller as they are
+    # pixels: instances of this side get their features at stride 16; smaller images want it smaller in proportion
     canonical_size: Annotated[float, Field(ge=1, le=100_000)] = 224.0
     scope: Literal["image", "batch"] = "image"  # pairs of the relation loss (eq. 6)
     # which instances are distilled (eqs. 10-11), or the ground truth in their place; see `gid_cuda.distill.GID`
