@@ -27,9 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit code: 1 where a contender's result is not ours though it should be."""
     _check(arguments)
     if arguments.step:
-        from benchmarks import step  # pulls in all of training
+        from benchmarks import step, switches  # pull in all of training
 
-        step.main(arguments)
+        (switches if arguments.switches else step).main(arguments)
         return 0
     # Compiling says much that helps nobody here; what it cannot compile is listed at the end.
     warnings.filterwarnings("ignore", module="torch")
@@ -114,6 +114,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"{what} is for the training step: add --step, or leave it out")
     if not arguments.step and arguments.adapter:
         raise UserError("--adapter builds the detectors of the training step: add --step, or leave it out")
+    if not arguments.step and arguments.switches:
+        raise UserError("--switches is for the training step: add --step, or leave it out")
     if arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}: give at least 1")
     for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):

@@ -27,6 +27,7 @@ ROLES = ("pytorch", "compile", "instead")
 EXPERIMENTS = ("methods", "small_images", "table5", "table6", "table7", "unlabeled")
 PAGES = {  # and the files behind each table of theirs
     "README.md": {"methods": "experiment_methods.json", "speed-cpu": "cpu.json", "speed-gpu": "gpu*.json"},
+    "docs/long_runs.md": {"switches": "switches_*.json"},
     "docs/experiments.md": {name: f"experiment_{name}.json" for name in EXPERIMENTS},
 }
 SPEED = ("speed-cpu", "speed-gpu")
@@ -104,6 +105,30 @@ def speed(path: Path, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def loop(results: dict[str, Any]) -> str:
+    """A row a setting of the training loop: the step as configured, and with that setting the other way."""
+    lines = ["| setting | as configured | the other way | ratio |", "|---|---|---|---|"]
+    for row in results["switches"]:
+        own, other = (f"{1e3 * row[key]:.0f} ms" for key in ("step_s", "other_s"))
+        lines.append(f"| {row['name']}: {row['setting']} | {own} | {other} | {row['ratio']:.2f}x |")
+    machine = results["machine"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{results['config']}`, {results['images']} images a step, {machine['device']}, {machine['threads']} CPU "
+            f"threads, torch {machine['torch']}, commit {machine['commit']}, {machine['date']}. Medians of "
+            f"{results['steps']} steps each, taken in turn, the ratio step by step. "
+            f"{_padding(results['switches'])}",
+        ]
+    )
+
+
+def _padding(rows: list[dict[str, Any]]) -> str:
+    (own, other), name = next((row["padding"], row["name"]) for row in rows if "group" in row["name"])
+    return f"{name} is timed on drawn images, half of them tall: {own:.0%} of the pixels are padding, else {other:.0%}."
+
+
 def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:
     return f"{row['median_s'] / ours['median_s']:.3g}x"
 
@@ -170,7 +195,9 @@ def table(name: str, pattern: str) -> str:
 def _table_of(name: str, path: Path) -> str:
     results = read(path)
     try:
-        return speed(path, results) if name in SPEED else experiment(results)
+        if name in SPEED:
+            return speed(path, results)
+        return loop(results) if name == "switches" else experiment(results)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"has other values than results have ({error})"
         sys.exit(f"error: {path} {what}: it is incomplete or of another version, make it anew")

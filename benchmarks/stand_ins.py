@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from gid_cuda.config import Config, DataConfig, GeneratedConfig, ModelConfig
+from gid_cuda.config import Config, DataConfig, GeneratedConfig, ModelConfig, SplitConfig
+from gid_cuda.data.generated import generate
 
 COCO_CLASSES = 80
 _FILE_WIDTH = 640  # of COCO's photographs
@@ -36,6 +37,20 @@ def with_stand_ins(config: Config, folder: Path) -> tuple[Config, list[str]]:
             format="generated", root=folder, workers=data.workers, hflip=data.hflip, generated=drawn
         )
     return config.model_copy(update=changes), notes
+
+
+def both_orientations(config: Config, folder: Path) -> Config:
+    """The config with drawn images in place of its own, half of them wide and half of them tall."""
+    data, images = config.data, max(_LEAST_IMAGES, 8 * config.train.batch_size)
+    long = max(data.generated.width, data.generated.height) if data.format == "generated" else _FILE_WIDTH
+    short = round(long * config.input.min_size[-1] / config.input.max_size)
+    sets = []
+    for width, height in ((long, short), (short, long)):
+        drawn = GeneratedConfig(train_images=images // 2, val_images=1, width=width, height=height)
+        sets.append(SplitConfig(root=generate(drawn, folder), annotations=Path("train.json"), images=Path("train")))
+    changes = {"format": "coco", "root": folder, "train": sets, "val": sets[0], "classes": None}
+    whole = {"labeled_fraction": 1.0, "unlabeled": None}
+    return config.model_copy(update={"data": data.model_copy(update=changes | whole)})
 
 
 def class_names(config: Config, own: list[str]) -> list[str]:

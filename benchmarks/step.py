@@ -14,16 +14,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from benchmarks import machine
 from benchmarks.stand_ins import class_names, tame, with_stand_ins
 from gid_cuda.config import Config, load_config
-from gid_cuda.data import Batch, build_dataset
+from gid_cuda.data import Batch, DetectionDataset, build_dataset
 from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
 from gid_cuda.engine import trainer
 from gid_cuda.engine.batches import to_device, train_loader
@@ -87,23 +88,41 @@ def main(arguments: argparse.Namespace) -> None:
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = None) -> dict[str, Any]:
-    """Medians in seconds: {"distilled": {part: s}, "plain": {part: s}, ...}; `folder` is for images that are drawn."""
+@dataclass
+class Prepared:
+    """What a training step needs. config: with what stands in for missing files; notes: a sentence for each of those."""
+
+    config: Config
+    run: Run
+    dataset: DetectionDataset
+    notes: list[str]
+
+
+def prepare(config: Config, folder: Path, adapter: Builder | None = None) -> Prepared:
+    """`folder` is for images that are drawn."""
     replaced, notes = with_stand_ins(config, folder)
     dataset = build_dataset(replaced.data, "train")
     run = build_run(replaced, class_names(config, dataset.classes), adapter=adapter)
     for detector, name in ((run.student, "model"), (run.teacher, "teacher")):
         if getattr(replaced, name) != getattr(config, name):
             tame(detector)
+    return Prepared(replaced, run, dataset, notes)
+
+
+def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = None) -> dict[str, Any]:
+    """Medians in seconds: {"distilled": {part: s}, "plain": {part: s}, ...}; `folder` is for images that are drawn."""
+    prepared = prepare(config, folder, adapter)
+    replaced, run = prepared.config, prepared.run
     runs = {"distilled": run, "plain": replace(run, teacher=None, criterion=None)}
     watch = Stopwatch(run.parameters[0].device)
-    batches = iter(train_loader(replaced, run, dataset))
+    batches = iter(train_loader(replaced, run, prepared.dataset))
     loader = _loader_alone(batches)
     times: dict[str, Times] = {kind: {part: [] for part in PARTS} for kind in runs}
     with _watched(run, watch):
         for step in range(WARM_UP + steps):
             for kind, one in runs.items():  # in turn: what else the machine does hits both
-                shape = _step(replaced, one, batches, watch)
+                watch.start()
+                images = one_step(replaced, one, batches, watch.lap)
                 if step >= WARM_UP:
                     for part, values in times[kind].items():
                         values.append(watch.parts[part])
@@ -116,11 +135,11 @@ def measure(config: Config, folder: Path, steps: int, adapter: Builder | None = 
         "loader_alone_s": loader,
         "workers": replaced.data.workers,
         "images": replaced.train.batch_size,
-        "padded": list(shape),
+        "padded": list(images.tensors.shape),
         "classes": run.student.num_classes,
         "amp": replaced.train.amp if watch.device.type == "cuda" else "off",
         "steps": steps,
-        "notes": notes,
+        "notes": prepared.notes,
     }
 
 
@@ -132,25 +151,24 @@ def _criterion(times: dict[str, Times], step: float) -> dict[str, float]:
     return {"forward_s": forward, "backward_s": backward, "share": (forward + backward) / step}
 
 
-def _step(config: Config, run: Run, batches: Iterator[Batch], watch: Stopwatch) -> torch.Size:
-    """One step of the trainer's loop; returns the padded images' shape."""
-    watch.start()
+def one_step(config: Config, run: Run, batches: Iterator[Batch], lap: Callable[[str], None]) -> ImageList:
+    """One step of the trainer's loop; returns its last part's images. lap: told the name of each part at its end."""
     batch = next(batches)
-    watch.lap("data")
+    lap("data")
     parts = batch.cut(config.train.accumulate)
     run.optimizer.zero_grad(set_to_none=True)
     terms = []
     for part in parts:
         images, targets = to_device(config, run, part)
-        watch.lap("transform")
+        lap("transform")
         losses, others = trainer.compute_losses(config, run, images, targets)
         total = torch.stack(list(losses.values())).sum()
         run.scaler.scale(total / len(parts)).backward()
-        watch.lap("backward")
+        lap("backward")
         terms.append({**losses, "loss": total, **others})
     trainer.update(config, run, terms, [part.labelled_ids for part in parts])
-    watch.lap("optimizer")
-    return images.tensors.shape
+    lap("optimizer")
+    return images
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
     scripts/benchmark.py [--device cpu|cuda] [--only NAME ...] [--full] [--sweep] [--json FILE] [--plot FILE]
     scripts/benchmark.py --step --cfg FILE [key.path=value ...]         the parts of a training step
+    scripts/benchmark.py --step --switches --cfg FILE                   what each setting of the loop is worth
 
 Each contender's result is compared with ours before it is timed; one that should be equal and is not ends in exit code
 1. `benchmarks/readme.py` makes README's tables and plot from what --json keeps.
@@ -35,6 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="the sweep as a picture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep everything that was measured")
     parser.add_argument("--step", action="store_true", help="instead, time a training step of a config by part")
+    parser.add_argument("--switches", action="store_true", help="with --step: each setting the other way, in turn")
     parser.add_argument("--cfg", metavar="FILE", help="config of the step, for example configs/retina.yaml")
     parser.add_argument("--adapter", metavar="FILE", help="builds the step's detectors (docs/own_detector.md)")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed (default: 20)")

@@ -16,8 +16,11 @@ from gid_cuda.engine.log import RunLog
 from gid_cuda.engine.setup import Data, Run
 
 
-def train_loader(config: Config, run: Run, images: Images, *, batch_size: int | None = None) -> Loader:
-    """This process's part of the batches of the steps that are left. batch_size: other than train.batch_size."""
+def train_loader(
+    config: Config, run: Run, images: Images, *, batch_size: int | None = None, pinned: bool = True
+) -> Loader:
+    """This process's part of the batches of the steps that are left. batch_size: other than train.batch_size; pinned:
+    in memory that a GPU can read, where one is trained on."""
     return build_loader(
         images,
         batch_size=batch_size or config.train.batch_size,
@@ -26,7 +29,7 @@ def train_loader(config: Config, run: Run, images: Images, *, batch_size: int | 
         seed=config.seed,
         start_step=run.progress.step,
         hflip=config.data.hflip,
-        pin_memory=device_of(run).type == "cuda",
+        pin_memory=pinned and device_of(run).type == "cuda",
         parts=config.train.accumulate,
         rank=distributed.rank(),
         processes=distributed.process_count(),
