@@ -92,6 +92,9 @@ class DataConfig(Section):
     one_based: bool = False  # VOC: coordinates start at 1
     workers: NonNegativeInt = 2  # loader processes, of each process that trains
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
+    # images of a training batch are all wider than high or all not, but for a few batches: less padding. Where all
+    # images of the set are alike in this, nothing changes
+    group_by_aspect: bool = True
     generated: GeneratedConfig = GeneratedConfig()
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +33,7 @@ def build_training(config: DataConfig) -> tuple[DetectionDataset, UnlabeledImage
     """The train part, and the images that join it without labels, where `data.unlabeled` asks for any."""
     own = sources(config, "train")
     joined = _joined(config, "train", own)
-    rest: list[Path] = []
+    rest = UnlabeledImages([])
     if config.labeled_fraction < 1:
         joined, rest = labelled_part(joined, config.labeled_fraction)
     train = DetectionDataset(joined, _notes(joined, "train", own))
@@ -42,12 +41,12 @@ def build_training(config: DataConfig) -> tuple[DetectionDataset, UnlabeledImage
         return train, None
     if config.unlabeled.images is not None:
         return train, images_of_folder(config.root / config.unlabeled.images, joined)
-    if not rest:
+    if not len(rest):
         raise UserError(
             f"data.labeled_fraction {config.labeled_fraction} keeps the labels of all {len(train)} training images: "
             "nothing is left for data.unlabeled"
         )
-    return train, UnlabeledImages(rest)
+    return train, rest
 
 
 def _joined(config: DataConfig, part: Part, own: Sequence[Source]) -> Records:

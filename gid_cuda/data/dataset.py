@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -46,6 +48,11 @@ class DetectionDataset(Dataset[Sample]):
 
     def path(self, index: int) -> Path:
         return self.records.path(index)
+
+    def portrait(self, indices: Sequence[int]) -> NDArray[np.bool_]:
+        """Whether each of these images is at least as high as wide. No file is opened."""
+        width, height = self.records.sizes[list(indices)].T
+        return height >= width
 
     def __getitem__(self, index: int) -> Sample:
         """UnreadableImage where the file cannot be decoded, or is of another size than its annotations say."""

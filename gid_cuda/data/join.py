@@ -66,6 +66,7 @@ def take(records: Records, keep: NDArray[np.bool_]) -> Records:
     rows = np.repeat(keep, counts)
     return replace(
         records,
+        firsts=[int(keep[:first].sum()) for first in records.firsts],
         files=records.files[keep],
         image_ids=records.image_ids[keep],
         sizes=records.sizes[keep],

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from gid_cuda.data.dataset import DetectionDataset, Sample
 from gid_cuda.data.images import UnreadableImage
+from gid_cuda.data.sampler import Draw, GroupedSampler, OwnPart, TrainSampler, positions
 from gid_cuda.data.unlabeled import UnlabeledImages
 from gid_cuda.data.workers import leave_signals_to_the_trainer, surviving
 from gid_cuda.errors import UserError
 
 Images = DetectionDataset | UnlabeledImages
-
-Draw = tuple[int, bool]
-"""What the sampler asks for: index of the image, and whether to flip it."""
 
 _MOST_UNREADABLE = 100  # images in a row; then it is not a few broken files
 _PER_IMAGE = ("images", "targets", "image_ids", "paths")
@@ -110,53 +107,6 @@ def mirror(sample: Sample) -> Sample:
     return Sample(sample.image.flip(-1), boxes, sample.labels, sample.image_id, sample.path)
 
 
-class TrainSampler(Sampler[list[Draw]]):
-    """Endless batches of draws. Draw number p of a run is a function of (seed, p) alone.
-
-    Each epoch is a permutation of all images drawn from (seed, epoch); a batch may span two epochs, so that no image
-    is left out of an epoch and all batches are of one size.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, flip: float) -> None:
-        self.length, self.batch_size, self.seed, self.start, self.flip = length, batch_size, seed, start, flip
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = self._draws()
-        while True:
-            yield [next(draws) for _ in range(self.batch_size)]
-
-    def _draws(self) -> Iterator[Draw]:
-        epoch, skip = divmod(self.start * self.batch_size, self.length)
-        while True:
-            rng = np.random.default_rng([self.seed % 2**64, epoch])
-            order = rng.permutation(self.length)[skip:].tolist()
-            flips = (rng.random(self.length) < self.flip)[skip:].tolist()
-            yield from zip(order, flips, strict=True)
-            epoch, skip = epoch + 1, 0
-
-
-def positions(batch_size: int, parts: int, rank: int, processes: int) -> list[int]:
-    """Which images of a batch of all processes are those of process `rank`, part by part.
-
-    Each of the `parts` of a batch is spread over the processes, so that part k holds the same images whether one
-    process works on it or many. batch_size is a multiple of parts * processes.
-    """
-    part = batch_size // parts
-    own = part // processes
-    return [k * part + rank * own + i for k in range(parts) for i in range(own)]
-
-
-class OwnPart(Sampler[list[Draw]]):
-    """Of each batch that another sampler yields, the draws at these positions."""
-
-    def __init__(self, sampler: Iterable[list[Draw]], places: Sequence[int]) -> None:
-        self.sampler, self.places = sampler, places
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for draws in self.sampler:
-            yield [draws[place] for place in self.places]
-
-
 class _Batches(Dataset["Batch | str"]):
     """Makes whole batches in the worker: `__getitem__` takes what the sampler yields.
 
@@ -225,6 +175,7 @@ def build_loader(
     seed: int = 0,
     start_step: int = 0,
     hflip: float = 0.0,
+    group_window: int = 0,
     pin_memory: bool = False,
     parts: int = 1,
     rank: int = 0,
@@ -236,6 +187,8 @@ def build_loader(
         `start_step=n` continues exactly after the first n batches, whatever the number of workers. Otherwise every
         image once, in order.
     hflip: probability of a horizontal flip; training alone.
+    group_window: batches whose images are of one orientation, by windows of so many batches, see `GroupedSampler`;
+        0: as they are drawn. Training alone.
     rank, processes: of several processes that work on a data set together, this one's part. In training it takes its
         images of each batch of batch_size, which is that of all (see `positions`; parts: of gradient accumulation), so
         that together they see what one process sees. Otherwise it takes every processes-th batch of batch_size.
@@ -245,7 +198,8 @@ def build_loader(
     def loader_from(done: int) -> DataLoader[Batch | str]:
         sampler: Iterable[list[Draw]]
         if train:
-            sampler = TrainSampler(len(dataset), batch_size, seed, start_step + done, hflip)
+            draws = TrainSampler(len(dataset), batch_size, seed, start_step + done, hflip)
+            sampler = GroupedSampler(draws, dataset.portrait, group_window) if group_window else draws
             if processes > 1:
                 sampler = OwnPart(sampler, positions(batch_size, parts, rank, processes))
         else:

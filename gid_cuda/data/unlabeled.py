@@ -8,29 +8,52 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from gid_cuda.data.dataset import Sample
 from gid_cuda.data.folders import nested, require_folder
-from gid_cuda.data.images import SUFFIXES, read_image
+from gid_cuda.data.images import SUFFIXES, UnreadableImage, image_size, read_image
 from gid_cuda.data.join import take
 from gid_cuda.data.records import Records
 from gid_cuda.errors import UserError
 
 
 class UnlabeledImages(Dataset[Sample]):
-    """Image files; their samples have no boxes and are numbered from 0. `notes`: what to know of them, a line each."""
+    """Image files; their samples have no boxes and are numbered from 0.
 
-    def __init__(self, files: Iterable[Path], notes: Sequence[str] = ()) -> None:
+    notes: what to know of them, a line each. sizes: (N, 2) width, height in pixels, where they are known.
+    """
+
+    def __init__(
+        self, files: Iterable[Path], notes: Sequence[str] = (), sizes: NDArray[np.integer] | None = None
+    ) -> None:
         # One array instead of many objects: see `Records`.
         self._files = np.array([os.fsencode(file) for file in files], dtype=np.bytes_)
         self.notes = list(notes)
+        # (N, 2); 0: not looked at yet
+        self._sizes = np.zeros((len(self._files), 2), np.int32) if sizes is None else sizes.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def path(self, index: int) -> Path:
         return Path(os.fsdecode(self._files[index]))
+
+    def portrait(self, indices: Sequence[int]) -> NDArray[np.bool_]:
+        """Whether each of these images is at least as high as wide; one that cannot be read counts as if it were.
+
+        Sizes that are not known are read from the files' headers, now and not at the start, which would have to wait
+        for all the files of a folder.
+        """
+        for index in indices:
+            if not self._sizes[index].any():
+                try:
+                    self._sizes[index] = image_size(self.path(index))
+                except UnreadableImage:
+                    self._sizes[index] = 1
+        width, height = self._sizes[list(indices)].T
+        return height >= width
 
     def __getitem__(self, index: int) -> Sample:
         """UnreadableImage where the file cannot be decoded."""
@@ -39,8 +62,8 @@ class UnlabeledImages(Dataset[Sample]):
         return Sample(read_image(path), *none, image_id=index, path=str(path))
 
 
-def labelled_part(records: Records, fraction: float) -> tuple[Records, list[Path]]:
-    """A random `fraction` of the images, with their boxes, the same in every run; and the files of the others.
+def labelled_part(records: Records, fraction: float) -> tuple[Records, UnlabeledImages]:
+    """A random `fraction` of the images, with their boxes, the same in every run; and the others, without theirs.
 
     At least one image is kept, in its place; a larger fraction keeps those of a smaller one, too.
     """
@@ -48,7 +71,8 @@ def labelled_part(records: Records, fraction: float) -> tuple[Records, list[Path
     chosen = np.random.default_rng(0).permutation(count)[: max(1, round(fraction * count))]
     keep = np.zeros(count, bool)
     keep[chosen] = True
-    return take(records, keep), [records.path(int(index)) for index in np.flatnonzero(~keep)]
+    rest = [records.path(int(index)) for index in np.flatnonzero(~keep)]
+    return take(records, keep), UnlabeledImages(rest, sizes=records.sizes[~keep])
 
 
 def images_of_folder(folder: Path, labelled: Records) -> UnlabeledImages:

@@ -25,7 +25,7 @@ _FILES = ("config.yaml", "log.jsonl", "run.json", "last.pt", "best.pt", "metrics
 # What decides the shape of the weights, of the optimizer's state, or the order of the images.
 _SAME_ON_RESUME = (
     "seed", "model", "teacher", "distill", "input", "train.optimizer", "train.batch_size", "train.accumulate",
-    "data.labeled_fraction", "data.unlabeled.batch_size",
+    "data.labeled_fraction", "data.unlabeled.batch_size", "data.group_by_aspect",
 )  # fmt: skip
 _MAY_DIFFER = ("score_thresh", "nms_thresh", "detections_per_img")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_helpers import CocoSet
 from PIL import Image
 
 from gid_cuda.config import DataConfig
@@ -54,6 +55,24 @@ def test_the_fraction_is_the_same_each_time_and_a_larger_one_has_it(tmp_path: Pa
     assert ids[0] == ids[1] and set(ids[0]) < set(ids[2]) and len(ids[2]) == 6
     assert len(ids[3]) == 1
     assert ids[0] == sorted(ids[0]) != [1, 2, 3]
+
+
+def test_a_fraction_of_joined_sets_finds_its_files(tmp_path: Path) -> None:
+    names = ["a0.png", "a1.png", "b0.png", *(f"c{i}.png" for i in range(5))]
+    for folder in "abc":
+        made = CocoSet(tmp_path / folder)
+        for name in names:
+            if name.startswith(folder):
+                made.box(made.image(name), [1, 1, 5, 5])
+        made.write()
+    split = {"annotations": "instances.json", "images": "images"}
+    sets = [{"root": name, **split} for name in "abc"]
+    for fraction in (0.2, 0.5, 0.8):  # the smaller two leave a set without any label
+        more = {"labeled_fraction": fraction, "unlabeled": {"batch_size": 1}}
+        labelled, rest = build_training(DataConfig(format="coco", root=tmp_path, train=sets, val=sets, **more))
+        assert rest is not None
+        found = [part[i].path for part in (labelled, rest) for i in range(len(part))]  # each is opened
+        assert sorted(map(os.path.basename, found)) == names
 
 
 def test_a_folder_is_searched_with_its_folders_and_without_the_labelled_images(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def running_statistics() -> Result:
 
 
 def _places(config: Config) -> list[int]:
-    from gid_cuda.data.loaders import positions
+    from gid_cuda.data.sampler import positions
 
     return positions(config.train.batch_size, config.train.accumulate, distributed.rank(), distributed.process_count())
 

@@ -10,7 +10,7 @@ import distributed_cases as cases
 import pytest
 import torch
 
-from gid_cuda.data.loaders import positions
+from gid_cuda.data.sampler import positions
 from gid_cuda.engine import distributed
 from gid_cuda.engine.distributed import processes
 from gid_cuda.engine.draws import draws_of_step, process_seed
