@@ -13,7 +13,8 @@ from gid_cuda.detectors.outputs import Target
 from gid_cuda.engine import distributed
 from gid_cuda.engine.draws import draws_of_step
 from gid_cuda.engine.log import RunLog
-from gid_cuda.engine.setup import Data, Run
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import Data
 
 
 def train_loader(config: Config, run: Run, images: Images, *, batch_size: int | None = None) -> Loader:
