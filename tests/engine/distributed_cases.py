@@ -133,6 +133,21 @@ def running_statistics() -> Result:
     return {"mean": norm.running_mean, "steps": norm.num_batches_tracked}
 
 
+def averaged_weights(data: Path, folder: Path) -> Result:
+    """EMA over two steps; the processes' running statistics are 0 and 1, then 4 and 6."""
+    config = plain_config(data, folder, "train.ema_decay=0.999", "model.norm=live", "train.batch_size=4")
+    run = build_run(config, build_data(config.data).train.classes)
+    statistics = distributed.running_statistics(run.student)
+    for own in (distributed.rank(), 4 + 2 * distributed.rank()):
+        for buffer in statistics:
+            buffer.fill_(own)
+        run.average.update()
+    run.average_running_statistics()
+    with run.averaged():
+        within = [buffer.unique().tolist() for buffer in statistics]
+    return {"average": within, "student": [buffer.unique().tolist() for buffer in statistics]}
+
+
 def _places(config: Config) -> list[int]:
     from gid_cuda.data.loaders import positions
 
@@ -163,6 +178,7 @@ def everything(data: Path, teacher: Path, folder: Path) -> dict[str, Result]:
     for case in UNLABELLED:
         results[f"{case}, unlabelled"] = one_step_of_unlabelled(case, data, teacher, folder)
     results["evaluation"] = evaluation(data, teacher, folder)
+    results["averaged weights"] = averaged_weights(data, folder)
     results["parts in use"], results["running statistics"] = parts_in_use(), running_statistics()
     return results
 
