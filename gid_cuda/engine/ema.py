@@ -49,7 +49,9 @@ class WeightAverage:
         self._statistics = 0  # how many of them, at the end, are running statistics
 
     def update(self) -> None:
-        """After the optimizer's step. Nothing waits for the device."""
+        """After the optimizer's step. Nothing waits for the device.
+
+        So a step that fp16's scaler leaves out, which is known on the device alone, counts: with unchanged weights."""
         if self.updates == 0:
             self._begin()
         else:
