@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -34,7 +34,7 @@ def train_loader(config: Config, run: Run, images: Images, *, batch_size: int | 
     )
 
 
-def step_batches(config: Config, run: Run, data: Data, log: RunLog) -> Iterator[Batch]:
+def step_batches(config: Config, run: Run, data: Data, log: RunLog) -> Generator[Batch, None, None]:
     """Labelled images, and after them unlabelled ones where the config asks for them."""
     more: Iterator[Batch] | None = None
     if data.unlabeled is not None and config.data.unlabeled is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,9 @@ def _train(
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
     distributed.on_main(lambda: write_run_record(folder, config, classes, step=progress.step))
-    with _open_log(config, run, folder) as log:
+    # Closed whatever happens: an error's traceback keeps its frames, and with them loader processes, which heed no
+    # SIGTERM, so that Python would wait for them without end.
+    with _open_log(config, run, folder) as log, closing(step_batches(config, run, data, log)) as batches:
         for line in describe(config, run, data):
             log.say(line)
         if resume:
@@ -84,7 +87,6 @@ def _train(
         if run.teacher is not None and content is None:
             _check_teacher(config, run.teacher, data.val, log)
         balance = checks.Balance(run.criterion.loss_names if run.criterion is not None and progress.step == 0 else ())
-        batches = step_batches(config, run, data, log)
         start_random(config, content)
         log.start_clock()
 
