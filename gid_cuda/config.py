@@ -268,6 +268,9 @@ class TrainConfig(Section):
     clip_grad_norm: PositiveFloat | None = None
     # a loss or gradient that is not finite: stop, or skip that step's update (the run stops after ten in a row)
     on_nan: Literal["stop", "skip"] = "stop"
+    # of an exponential moving average of the model's weights, such as 0.999 or, over many steps, 0.9998: then the
+    # average is what is evaluated, saved as the model and exported, and the run costs hardly more; none: no average
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     amp: Literal["off", "bf16", "fp16"] = "off"  # off on CPU whatever stands here
     channels_last: bool = True  # memory format of images, features and weights
     compile: bool = False  # both networks by torch.compile, whose first steps take minutes; evaluation runs without

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -14,7 +14,8 @@ from gid_cuda.detectors.outputs import Target
 from gid_cuda.engine import distributed
 from gid_cuda.engine.draws import draws_of_step
 from gid_cuda.engine.log import RunLog
-from gid_cuda.engine.setup import Data, Run
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import Data
 
 
 def train_loader(
@@ -49,7 +50,7 @@ def train_loader(
     )
 
 
-def step_batches(config: Config, run: Run, data: Data, log: RunLog) -> Iterator[Batch]:
+def step_batches(config: Config, run: Run, data: Data, log: RunLog) -> Generator[Batch, None, None]:
     """Labelled images, and after them unlabelled ones where the config asks for them."""
     more: Iterator[Batch] | None = None
     window = None

@@ -3,6 +3,9 @@
     {"format": 1, "model": the detector's state dict, "classes": names, "config": the resolved config as plain values,
      "step": steps done, "metrics": the latest evaluation or None,
      "resume": optimizer, scaler, distillation layers, random states ... (last.pt alone)}
+
+With train.ema_decay, "model" is the averaged weights, which were evaluated, so that whatever reads a checkpoint gets
+these; those that training goes on with are "resume": {"ema": {"student": a state dict, "updates": steps averaged}}.
 """
 
 from __future__ import annotations
@@ -92,13 +95,23 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _check_parts(path: Path, content: dict[str, Any]) -> None:
     """What stands in the file under the names of a checkpoint's parts may still be anything."""
-    for name in ("model", "config"):
+    for name in ("model", "config", "resume"):
         if name in content and not isinstance(content[name], Mapping):
             raise UserError(f"{path} has a {type(content[name]).__name__} as its {name}: it is damaged; give another")
     if "model" in content:
         content["model"] = plain_state(path, content["model"])
+    if (ema := content.get("resume", {}).get("ema")) is not None:
+        content["resume"]["ema"] = _average(path, ema)
     if "classes" in content:
         content["classes"] = class_names(path, content["classes"])
+
+
+def _average(path: Path, ema: Any) -> dict[str, Any]:
+    """The part that `train.ema_decay` adds, checked."""
+    updates, student = (ema.get(key) for key in ("updates", "student")) if isinstance(ema, Mapping) else (None, None)
+    if type(updates) is not int or updates < 0 or not isinstance(student, Mapping):
+        raise UserError(f"{path} has no weights and count of steps as its resume.ema: it is damaged; give another")
+    return {"updates": updates, "student": plain_state(path, student)}
 
 
 def load_detector(path: str | Path, adapter: Builder | None = None) -> tuple[Detector, Config, list[str]]:

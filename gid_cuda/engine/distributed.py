@@ -194,10 +194,14 @@ def accumulating(module: nn.Module, *, last: bool) -> AbstractContextManager[Any
     return nullcontext()
 
 
-def average_running_statistics(module: nn.Module) -> None:
-    """Live batch norm keeps those of each process's images; before they are used or saved, all take the mean."""
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """Live batch norm's: what training changes besides the parameters."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+    return [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+
+
+def average_over_processes(buffers: Sequence[Tensor]) -> None:
+    """Running statistics are of each process's images; before they are used or saved, all take the mean, in place."""
     if process_count() == 1 or not buffers:
         return
     flat = torch.cat([buffer.float() for buffer in buffers])

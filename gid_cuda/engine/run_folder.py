@@ -16,7 +16,7 @@ import yaml
 
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.engine.checkpoint import load_checkpoint
-from gid_cuda.engine.setup import Progress
+from gid_cuda.engine.run import Progress
 from gid_cuda.errors import UserError
 from gid_cuda.files import write_text
 

@@ -1,10 +1,10 @@
-"""From a config to what a run works with: data, device, detectors, criterion, optimizer, and their state to save."""
+"""From a config to what a run works with: data, device, detectors, criterion, optimizer."""
 
 from __future__ import annotations
 
 import random
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +21,13 @@ from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
 from gid_cuda.distill import Method, build_method
 from gid_cuda.engine import optim
-from gid_cuda.engine.checkpoint import random_states, set_random_states
+from gid_cuda.engine.checkpoint import set_random_states
 from gid_cuda.engine.device import choose_device
-from gid_cuda.engine.distributed import gathered, process_count, rank, wrap
+from gid_cuda.engine.distributed import process_count, rank
 from gid_cuda.engine.draws import process_seed
-from gid_cuda.engine.objective import Objective
+from gid_cuda.engine.ema import WeightAverage
+from gid_cuda.engine.run import Run
 from gid_cuda.errors import UserError
-
-
-@dataclass
-class Progress:
-    """How far a run has come; part of its checkpoint."""
-
-    step: int = 0  # steps done
-    seconds: float = 0.0  # of training, evaluations left out
-    best_ap: float = -1.0
-    best_step: int = 0
-    skipped: int = 0  # of the steps done, those that were left out because of NaN
-
-
-@dataclass
-class Run:
-    """What changes while a run goes on. teacher and criterion are None in plain training."""
-
-    student: Detector
-    teacher: Detector | None
-    criterion: Method | None  # the distillation losses
-    parameters: list[nn.Parameter]  # those that are trained: the student's and the adaptation layer
-    optimizer: torch.optim.Optimizer
-    autocast: AbstractContextManager[Any]
-    scaler: torch.amp.GradScaler
-    progress: Progress = field(default_factory=Progress)
-    metrics: dict[str, Any] | None = None  # of the latest evaluation
-    skipped_in_a_row: int = 0  # steps, up to the last one
-    told: set[str] = field(default_factory=set)  # what has been said of files that cannot be read
-    objective: nn.Module = field(init=False)  # student and criterion; of many processes, in DistributedDataParallel
-
-    def __post_init__(self) -> None:
-        self.objective = wrap(Objective(self.student, self.criterion))
-
-    def resume_state(self) -> dict[str, Any]:
-        """All but the student's weights, as plain containers and tensors. Asked by all processes, right on rank 0."""
-        own = random_states()
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "criterion": self.criterion.state_dict() if self.criterion is not None else None,
-            "progress": asdict(self.progress),
-            "random": own,
-            "random_of_others": gathered(own)[1:],  # of ranks 1, 2, ...
-        }
-
-    def restore(self, content: dict[str, Any]) -> None:
-        """From a checkpoint with its training state, all but the random states: see `start_random`."""
-        saved = content["resume"]
-        self.student.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"]:  # empty where it was off: on the CPU, or before train.amp became fp16
-            self.scaler.load_state_dict(saved["scaler"])
-        if self.criterion is not None:
-            self.criterion.load_state_dict(saved["criterion"])
-        self.progress = Progress(**saved["progress"])
-        self.metrics = content["metrics"]
 
 
 def build_run(config: Config, classes: list[str], *, adapter: Builder | None = None) -> Run:
@@ -100,7 +45,8 @@ def build_run(config: Config, classes: list[str], *, adapter: Builder | None = N
     parameters = optim.trainable(student, criterion)
     autocast, scaler = optim.precision(config.train.amp, device)
     optimizer = optim.build_optimizer(config.train, parameters)
-    return Run(student.train(), teacher, criterion, parameters, optimizer, autocast, scaler)
+    average = WeightAverage(student, config.train.ema_decay) if config.train.ema_decay is not None else None
+    return Run(student.train(), teacher, criterion, parameters, optimizer, autocast, scaler, average)
 
 
 @dataclass(frozen=True)
@@ -194,6 +140,8 @@ def describe(config: Config, run: Run, data: Data) -> list[str]:
         lines += [f"{name}: {note}" for note in detector.weight_notes]
     if config.distill is not None:
         lines.append(f"distillation: {config.distill.method}")
+    if run.average is not None:
+        lines.append(f"averaging: of the model's weights, decay {run.average.decay}; evaluated and saved as the model")
     return lines
 
 

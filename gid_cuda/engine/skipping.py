@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gid_cuda.config import Config
 from gid_cuda.engine.checks import NotFinite
-from gid_cuda.engine.setup import Run
+from gid_cuda.engine.run import Run
 
 MOST_SKIPPED = 10  # steps in a row; then it is no single bad batch, and every further one is lost time
 

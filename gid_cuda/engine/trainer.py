@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,30 +12,23 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
-from gid_cuda.config import Config, config_to_dict
+from gid_cuda.config import Config
 from gid_cuda.data import DetectionDataset, build_loader
 from gid_cuda.detectors.outputs import Detector, Target
 from gid_cuda.detectors.own import Builder, check_adapter
 from gid_cuda.distill import kind_counts
 from gid_cuda.engine import checks, distributed, elastic, optim, skipping
-from gid_cuda.engine.batches import device_of, step_batches, tell_unreadable, to_device
-from gid_cuda.engine.checkpoint import save_checkpoint
+from gid_cuda.engine.batches import device_of, step_batches, to_device
 from gid_cuda.engine.contract import check_contract
 from gid_cuda.engine.deterministic import deterministic
-from gid_cuda.engine.evaluation import evaluate, format_metrics
+from gid_cuda.engine.evaluation import format_metrics
 from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.log import QuietLog, RunLog
+from gid_cuda.engine.milestones import due, evaluate_run, owes_evaluation, part_size, save_run
+from gid_cuda.engine.run import Run
 from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
 from gid_cuda.engine.run_record import write_run_record
-from gid_cuda.engine.setup import (
-    Run,
-    build_data,
-    build_run,
-    count_parameters,
-    describe,
-    start_random,
-    without_compiled_code,
-)
+from gid_cuda.engine.setup import build_data, build_run, count_parameters, describe, start_random, without_compiled_code
 
 
 @distributed.processes()
@@ -74,33 +67,36 @@ def _train(
     classes = data.train.classes
     run = build_run(config, classes, adapter=adapter)
     content = distributed.on_main(lambda: resume_content(config, classes)) if resume else None
+    notes = [] if content is None else run.restore(content)
     if content is not None:
-        run.restore(content)
         run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, data.train)
     folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
     distributed.on_main(lambda: write_run_record(folder, config, classes, step=progress.step))
-    with _open_log(config, run, folder) as log:
+    # Closed whatever happens: an error's traceback keeps its frames, and with them loader processes, which heed no
+    # SIGTERM, so that Python would wait for them without end.
+    with _open_log(config, run, folder) as log, closing(step_batches(config, run, data, log)) as batches:
         for line in describe(config, run, data):
             log.say(line)
         if resume:
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
+            for line in notes:
+                log.say(line)
         if run.teacher is not None and content is None:
             _check_teacher(config, run.teacher, data.val, log)
         balance = checks.Balance(run.criterion.loss_names if run.criterion is not None and progress.step == 0 else ())
-        batches = step_batches(config, run, data, log)
         start_random(config, content)
         log.start_clock()
 
         interrupt.finish_steps()
 
         while True:
-            if _owes_evaluation(config, run):
+            if owes_evaluation(config, run):
                 with interrupt.leaving():
-                    _evaluate(config, run, data.val, folder, log, interrupt.leave_if_asked)
-                _save(folder / "last.pt", config, run, classes)
+                    evaluate_run(config, run, data.val, folder, log, interrupt.leave_if_asked)
+                save_run(folder / "last.pt", config, run, classes)
             if progress.step >= settings.steps:
                 break
             began = time.monotonic()
@@ -131,8 +127,8 @@ def _train(
                 if warning := balance.add(values):
                     log.say(warning)
             stopping = distributed.any_process(interrupt.asked())
-            if stopping or _owes_evaluation(config, run) or _due(progress.step, settings.checkpoint_every):
-                _save(folder / "last.pt", config, run, classes)
+            if stopping or owes_evaluation(config, run) or due(progress.step, settings.checkpoint_every):
+                save_run(folder / "last.pt", config, run, classes)
             if stopping:
                 raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
@@ -173,13 +169,15 @@ def update(config: Config, run: Run, terms: list[dict[str, Tensor]], image_ids: 
     )
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    if run.average is not None:
+        run.average.update()
     return values
 
 
 def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
     if not distributed.is_main():
         return QuietLog(distributed.rank())
-    settings, owed = config.train, _owes_evaluation(config, run)
+    settings, owed = config.train, owes_evaluation(config, run)
     step = run.progress.step
     return RunLog(folder, start_step=step, steps=settings.steps, every=settings.log_every, evaluating=owed)
 
@@ -187,17 +185,6 @@ def _open_log(config: Config, run: Run, folder: Path) -> RunLog:
 def images_a_step(config: Config) -> int:
     unlabeled = config.data.unlabeled
     return config.train.batch_size + (unlabeled.batch_size if unlabeled is not None else 0)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _owes_evaluation(config: Config, run: Run) -> bool:
-    """last.pt is written before an evaluation, too: what ends in the middle of it begins again with it."""
-    step = run.progress.step
-    due = step >= config.train.steps or step > 0 and _due(step, config.train.eval_every)
-    return due and (run.metrics is None or run.metrics["step"] != step or run.progress.best_step == 0)
 
 
 def _check_contract(config: Config, run: Run, dataset: DetectionDataset) -> None:
@@ -213,53 +200,8 @@ def _check_teacher(config: Config, teacher: Detector, dataset: DetectionDataset,
     device = next(teacher.parameters()).device
     with without_compiled_code(config):
         summary, warning = checks.teacher_check(
-            teacher, dataset, batch_size=_part_size(config), workers=config.data.workers, device=device
+            teacher, dataset, batch_size=part_size(config), workers=config.data.workers, device=device
         )
     log.say(summary)
     if warning:
         log.say(warning)
-
-
-def _evaluate(
-    config: Config, run: Run, dataset: DetectionDataset, folder: Path, log: RunLog, between: Callable[[], None]
-) -> None:
-    """Metrics into `run`, best.pt where they are the best so far. between: called after each batch of images."""
-    began = time.monotonic()
-    distributed.average_running_statistics(run.student)
-    with without_compiled_code(config):
-        metrics = evaluate(
-            run.student,
-            dataset,
-            batch_size=_part_size(config),
-            workers=config.data.workers,
-            device=device_of(run),
-            between=between,
-        )
-    tell_unreadable(run, log.say, "left out of the evaluation, as it cannot be read", metrics.pop("unreadable"))
-    run.metrics = {"step": run.progress.step, **metrics}
-    log.evaluated(run.progress.step, run.metrics, time.monotonic() - began)
-    if (metrics["AP"] or 0.0) > run.progress.best_ap:
-        run.progress.best_ap, run.progress.best_step = metrics["AP"] or 0.0, run.progress.step
-        _save(folder / "best.pt", config, run, dataset.classes, resumable=False)
-
-
-def _save(path: Path, config: Config, run: Run, classes: list[str], *, resumable: bool = True) -> None:
-    """Called by all processes, as each has random states of its own; rank 0 writes."""
-    distributed.average_running_statistics(run.student)
-    state = run.resume_state() if resumable else None
-    if not distributed.is_main():
-        return
-    content = {
-        "model": run.student.state_dict(),
-        "classes": classes,
-        "config": config_to_dict(config),
-        "step": run.progress.step,
-        "metrics": run.metrics,
-    }
-    if state is not None:
-        content["resume"] = state
-    save_checkpoint(path, content)
-
-
-def _part_size(config: Config) -> int:
-    return config.train.batch_size // (config.train.accumulate * distributed.process_count())

@@ -16,7 +16,7 @@ from gid_cuda.config import Config
 from gid_cuda.distill.selection import keep_instances
 from gid_cuda.engine import distributed, trainer
 from gid_cuda.engine.batches import to_device, train_loader
-from gid_cuda.engine.evaluation import detect
+from gid_cuda.engine.evaluation import detect, evaluate
 from gid_cuda.engine.objective import Objective
 from gid_cuda.engine.setup import Run, build_data, build_run
 
@@ -98,7 +98,7 @@ def evaluation(data: Path, teacher: Path, folder: Path) -> Result:
     how: dict[str, Any] = {"workers": 0, "device": torch.device("cpu")}
     found = [detect(student, val_set, batch_size=size, **how) for size in (1, 2, 3)]
     some = detect(student, val_set, batch_size=1, indices=[3, 0, 2], **how)
-    metrics = trainer.evaluate(student, val_set, batch_size=2, **how)
+    metrics = evaluate(student, val_set, batch_size=2, **how)
     return {"found": [vars(one) for one in found], "some": vars(some), "metrics": metrics}
 
 
@@ -129,8 +129,23 @@ def running_statistics() -> Result:
     """Of live batch norm that has seen ones on process 0 and threes on process 1."""
     norm = nn.BatchNorm1d(2, momentum=1.0)
     norm(torch.full((4, 2), 1.0 + 2 * distributed.rank()))
-    distributed.average_running_statistics(nn.Sequential(norm))
+    distributed.average_over_processes(distributed.running_statistics(nn.Sequential(norm)))
     return {"mean": norm.running_mean, "steps": norm.num_batches_tracked}
+
+
+def averaged_weights(data: Path, folder: Path) -> Result:
+    """EMA over two steps; the processes' running statistics are 0 and 1, then 4 and 6."""
+    config = plain_config(data, folder, "train.ema_decay=0.999", "model.norm=live", "train.batch_size=4")
+    run = build_run(config, build_data(config.data).train.classes)
+    statistics = distributed.running_statistics(run.student)
+    for own in (distributed.rank(), 4 + 2 * distributed.rank()):
+        for buffer in statistics:
+            buffer.fill_(own)
+        run.average.update()
+    run.average_running_statistics()
+    with run.averaged():
+        within = [buffer.unique().tolist() for buffer in statistics]
+    return {"average": within, "student": [buffer.unique().tolist() for buffer in statistics]}
 
 
 def _places(config: Config) -> list[int]:
@@ -163,6 +178,7 @@ def everything(data: Path, teacher: Path, folder: Path) -> dict[str, Result]:
     for case in UNLABELLED:
         results[f"{case}, unlabelled"] = one_step_of_unlabelled(case, data, teacher, folder)
     results["evaluation"] = evaluation(data, teacher, folder)
+    results["averaged weights"] = averaged_weights(data, folder)
     results["parts in use"], results["running statistics"] = parts_in_use(), running_statistics()
     return results
 

@@ -98,6 +98,16 @@ def test_live_batch_norm_is_brought_together(results: Pair) -> None:
     assert results[0]["running statistics"]["mean"].tolist() == [1, 1]
 
 
+def test_the_average_of_live_batch_norm_is_brought_together(results: Pair) -> None:
+    """Which an evaluation of averaged weights uses: the same on all processes, of the images of all."""
+    for result, first, second in [(results[0], 0.0, 4.0), *[(shared, 0.5, 5.0) for shared in results[1]]]:
+        decay = 2 / 11  # of the second update
+        found = result["averaged weights"]
+        assert len(found["average"]) > 10 and all(value == [second] for value in found["student"])
+        for value in found["average"]:
+            assert value == pytest.approx([decay * first + (1 - decay) * second])
+
+
 def test_shares_of_a_batch() -> None:
     assert [positions(8, 1, rank, 2) for rank in (0, 1)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [positions(8, 2, rank, 2) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]

@@ -106,8 +106,9 @@ def worker(launcher: int, rank: int) -> int:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_is_restarted_and_the_run_goes_on(rank: int, data: Path, tmp_path: Path) -> None:
-    """With --overwrite on the command line and an earlier run in the folder: the same weights as undisturbed."""
-    more = [*TINY, "train.steps=40", "train.checkpoint_every=2", "--overwrite"]
+    """With --overwrite on the command line and an earlier run in the folder: the same weights as undisturbed, and the
+    same average of them."""
+    more = [*TINY, "train.steps=40", "train.checkpoint_every=2", "train.ema_decay=0.9", "--overwrite"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     killed.mkdir()
     (killed / "last.pt").write_text("of an earlier run")
@@ -127,7 +128,10 @@ def test_a_killed_worker_is_restarted_and_the_run_goes_on(rank: int, data: Path,
     assert [entry["step"] for entry in steps(killed)] == list(range(1, 41))
     a, b = (load_checkpoint(folder / "last.pt") for folder in (undisturbed, killed))
     assert a["step"] == b["step"] == 40
-    assert [key for key, value in a["model"].items() if not torch.equal(value, b["model"][key])] == []
+    own, other = (content["resume"]["ema"]["student"] for content in (a, b))
+    for one, two in ((a["model"], b["model"]), (own, other)):
+        assert [key for key, value in one.items() if not torch.equal(value, two[key])] == []
+    assert any(not torch.equal(value, own[key]) for key, value in a["model"].items())
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")

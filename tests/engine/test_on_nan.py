@@ -36,13 +36,13 @@ def poison(monkeypatch: Any, *steps: int, term: str = "loss_classification") -> 
 def keep_every_state(monkeypatch: Any) -> dict[int, dict[str, Tensor]]:
     """All that the checkpoints hold of the student, by step: running statistics too."""
     states: dict[int, dict[str, Tensor]] = {}
-    save = trainer._save
+    save = trainer.save_run
 
     def keep(path: Path, config: Any, run: Any, *rest: Any, **more: Any) -> None:
         states[run.progress.step] = {key: value.clone() for key, value in run.student.state_dict().items()}
         save(path, config, run, *rest, **more)
 
-    monkeypatch.setattr(trainer, "_save", keep)
+    monkeypatch.setattr(trainer, "save_run", keep)
     return states
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path,
     monkeypatch.setattr(trainer, "compute_losses", poison)
     with pytest.raises(UserError, match="the gradient is not finite at step 1 on the images with ids"):
         train(plain_config(data, tmp_path / "run"))
+
+
+def test_an_error_leaves_no_loader_process(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Python waits for those at its end; the traceback is at hand even then, as it is here."""
+
+    def out_of_memory(*_: Any) -> Any:
+        assert len(multiprocessing.active_children()) == 1
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer, "compute_losses", out_of_memory)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        train(plain_config(data, tmp_path / "run", "data.workers=1", "train.steps=50"))
+    assert caught.tb is not None and multiprocessing.active_children() == []
 
 
 def test_a_folder_with_a_run_is_not_written_over_unasked(data: Path, tmp_path: Path) -> None:
