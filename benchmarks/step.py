@@ -28,7 +28,8 @@ from gid_cuda.data import Batch, DetectionDataset, build_dataset
 from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
 from gid_cuda.engine import trainer
 from gid_cuda.engine.batches import to_device, train_loader
-from gid_cuda.engine.setup import Run, build_run
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import build_run
 from gid_cuda.errors import UserError
 
 PARTS = ("data", "transform", "teacher", "student", "task loss", "criterion", "backward", "optimizer")

@@ -27,8 +27,8 @@ from gid_cuda.config import Config, TrainConfig, load_config
 from gid_cuda.data import Batch, DetectionDataset
 from gid_cuda.data.dataset import Sample
 from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
-from gid_cuda.engine.batches import train_loader
-from gid_cuda.engine.setup import Run
+from gid_cuda.engine.batches import padding_share, train_loader
+from gid_cuda.engine.run import Run
 
 EMA_DECAY = 0.999  # what the average is switched on with
 
@@ -182,8 +182,7 @@ def _timed_step(side: Side, *, count: bool) -> float:
     images = one_step(side.config, side.run, side.batches, lambda _: None)
     seconds = _now(side) - began
     if count:
-        padded = images.tensors.shape[-2] * images.tensors.shape[-1] * len(images.image_sizes)
-        side.padding += 1 - sum(height * width for height, width in images.image_sizes) / padded
+        side.padding += padding_share(images)
     return seconds
 
 

@@ -18,7 +18,8 @@ from gid_cuda.engine import distributed, trainer
 from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.evaluation import detect, evaluate
 from gid_cuda.engine.objective import Objective
-from gid_cuda.engine.setup import Run, build_data, build_run
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import build_data, build_run
 
 # Of sizes 96x64 and 72x48, which padding makes one: what is padded more has more background.
 COMMON = ["train.batch_size=4", "model.norm=frozen", "data.hflip=0.5", "device=cpu"]

@@ -17,7 +17,8 @@ from gid_cuda.config import Config, GeneratedConfig
 from gid_cuda.data import Batch
 from gid_cuda.data.generated import generate
 from gid_cuda.engine.batches import padding_share, step_batches, to_device
-from gid_cuda.engine.setup import Run, build_data, build_run
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import build_data, build_run
 from gid_cuda.engine.trainer import train
 from gid_cuda.errors import UserError
 

@@ -16,7 +16,8 @@ from gid_cuda.config import Config
 from gid_cuda.engine import trainer
 from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.checkpoint import load_checkpoint
-from gid_cuda.engine.setup import Run, build_data, build_run, without_compiled_code
+from gid_cuda.engine.run import Run
+from gid_cuda.engine.setup import build_data, build_run, without_compiled_code
 
 
 def first_losses(config: Config) -> tuple[Run, dict[str, float]]:
