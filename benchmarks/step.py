@@ -91,7 +91,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 @dataclass
 class Prepared:
-    """What a training step needs. config: with what stands in for missing files; notes: a sentence for each of those."""
+    """What a training step needs. config: with stand-ins for missing files; notes: a sentence for each of those."""
 
     config: Config
     run: Run

@@ -1,7 +1,7 @@
 """What each setting of the training loop is worth: a step as configured beside one with that setting the other way.
 
-Both are built in one process and take their steps in turn, so that what else the machine does hits both. Steps are timed
-whole, without waiting for the device within them.
+Both are built in one process and take their steps in turn, so that what else the machine does hits both. Steps are
+timed whole, without waiting for the device within them.
 """
 
 from __future__ import annotations
