@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from docs_tools import config_reference, links  # noqa: E402
+from docs_tools.lines import broken_well  # noqa: E402
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -29,4 +30,4 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     from docs_tools.equations import drawn
 
-    return drawn(html)
+    return drawn(broken_well(html))

@@ -4,9 +4,10 @@
     python scripts/export.py --weights runs/demo/distilled --output exported
 
 OUTPUT/student.pth is a plain state dict for torchvision's own RetinaNet, FCOS or FasterRCNN; OUTPUT/README.md, the
-model card, has the lines that load it. OUTPUT/student.onnx (RetinaNet and FCOS) with OUTPUT/detect.py beside it needs
-numpy and onnxruntime alone; it is held to this package's predict before anything is left on the disk. Prints teacher
-against student: parameters, FLOPs, latency on this machine, AP. ONNX needs: pip install -e '.[export]'.
+model card, has the lines that load it. OUTPUT/student.onnx (with student_boxes.onnx, of Faster R-CNN) and
+OUTPUT/detect.py need numpy and onnxruntime alone; they are held to this package's predict before anything is left on
+the disk. Prints teacher against student: parameters, FLOPs, latency on this machine, AP. ONNX needs:
+pip install -e '.[export]'.
 """
 
 from __future__ import annotations

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from gid_cuda.errors import UserError
+
+_SHOWN = 100  # of a data set's names, at most
 
 
 def check_selection(wanted: list[str]) -> None:
     """The config's `classes`: at least one, each once."""
     if not wanted:
         raise UserError("data.classes is an empty list: name at least one class, or leave it out to take all")
-    twice = [name for name in wanted if wanted.count(name) > 1]
+    twice = [name for name, count in Counter(wanted).items() if count > 1]
     if twice:
         raise UserError(f"data.classes names {twice[0]!r} twice: name each class once")
 
@@ -28,4 +31,9 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 def unknown_class(name: str, known: Sequence[str], where: Path | str) -> UserError:
     meant = nearest(name, known)
     hint = f" (did you mean {meant!r}?)" if meant else ""
-    return UserError(f"data.classes names {name!r}{hint}, which {where} does not have; it has {', '.join(known)}")
+    return UserError(f"data.classes names {name!r}{hint}, which {where} does not have; it has {_first(known)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -79,13 +79,15 @@ def _integer(value: object) -> int | None:
 
 def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for entry in entries:
         key, name = (_integer(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if key is None or not (isinstance(name, str) and name and name.isprintable()):
             raise UserError(f"{path} has a category without an integer id and a printable name: {str(entry)[:80]!a}")
-        if key in names or name in names.values():
+        if key in names or name in taken:
             raise UserError(f"two categories of {path} have id {key} or name {name!r}: make each unique")
         names[key] = name
+        taken.add(name)
     if not names:
         raise UserError(f"{path} has no categories: name the classes in its list 'categories'")
     return names

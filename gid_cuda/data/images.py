@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import warnings
 from pathlib import Path
 
@@ -32,6 +34,8 @@ def _open(path: Path) -> Image.Image:
     """Reads the header. More than MAX_PIXELS are refused before anything is decoded: a file of a few bytes, such as a
     decompression bomb, can claim any size."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("no regular file")  # to open a pipe would wait for a writer, perhaps for ever
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from gid_cuda.config import InputConfig, ModelConfig
 
+MAX_CLASSES = 20_000  # the largest public sets have some 13,000; a head of so many has 2 GB
+
 
 def build_detector(
     model: ModelConfig,
@@ -39,6 +41,8 @@ def build_detector(
     """
     if not classes:
         raise UserError("the data set has no classes: name at least one in data.classes or in the annotation file")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"{len(classes)} classes, and a detector has at most {MAX_CLASSES}: name fewer in data.classes")
     if model.detector == "own":
         return _own(adapter, model, input, list(classes))
     imagenet = model.weights is None and model.backbone_weights == "imagenet"

@@ -104,6 +104,24 @@ def _check_parts(path: Path, content: dict[str, Any]) -> None:
         content["resume"]["ema"] = _average(path, ema)
     if "classes" in content:
         content["classes"] = class_names(path, content["classes"])
+    step = content.get("step", 0)
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise UserError(f"{path} has {str(step)[:40]!a} as its step: it is damaged; give another")
+    if not _are_metrics(content.get("metrics")):
+        raise UserError(f"{path} has something else than an evaluation's numbers as its metrics: give another")
+
+
+def _are_metrics(value: Any) -> bool:
+    """None, or names with numbers; what has no number is None, and what is told by class has a level of its own."""
+    if value is None:
+        return True
+    if not isinstance(value, Mapping):
+        return False
+    by_class = value.get("per_class", {})
+    flat = [(name, entry) for name, entry in value.items() if name not in ("per_class", "unreadable")]
+    if not isinstance(by_class, Mapping) or not isinstance(value.get("unreadable", []), list):
+        return False
+    return all(isinstance(k, str) and isinstance(v, int | float | None) for k, v in (*flat, *by_class.items()))
 
 
 def _average(path: Path, ema: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import yaml
 
 from gid_cuda import __version__
 from gid_cuda.config import DataConfig, InputConfig, ModelConfig, SplitConfig, config_to_dict
+from gid_cuda.export.detect import boxes_file
 from gid_cuda.export.student import Model
 from gid_cuda.export.torchvision_code import torchvision_code
 
@@ -50,7 +51,7 @@ def model_card(
         f"## {weights}",
         _loading(model, weights),
         "## ONNX",
-        _onnx(onnx, no_onnx, check),
+        _onnx(onnx, no_onnx, check, two_stages=model.config.model.detector == "faster_rcnn"),
         "## Training",
         f"{model.step} steps; torch {torch.__version__}, torchvision {torchvision.__version__}, Python "
         f"{platform.python_version()} at the export. The config, without the folders of its machine:\n\n"
@@ -116,12 +117,15 @@ def _loading(model: Model, weights: str) -> str:
     )
 
 
-def _onnx(onnx: str | None, no_onnx: str | None, check: str | None) -> str:
+def _onnx(onnx: str | None, no_onnx: str | None, check: str | None, *, two_stages: bool) -> str:
     if onnx is None:
         return f"None: {no_onnx}."
+    second = ""
+    if two_stages:
+        second = f"`{boxes_file(onnx)}`, which belongs beside it, goes on from crops of the proposals. "
     return (
         f"`{onnx}` holds the network with the normalisation, from `images` (batch, 3, height, width), float32 RGB in "
-        "[0, 1], height and width multiples of 32, to raw predictions. `detect.py` beside it resizes, pads, decodes "
+        f"[0, 1], height and width multiples of 32, to raw predictions. {second}`detect.py` resizes, pads, decodes "
         "and removes duplicates with numpy and onnxruntime alone (`pip install numpy onnxruntime`):\n\n"
         "```python\nfrom detect import Detector\n\n"
         f'detector = Detector("{onnx}")\nfound = detector(image)  # uint8 (H, W, 3) RGB -> boxes, scores, labels\n'

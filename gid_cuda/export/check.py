@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.detectors.fcos import FCOS
 from gid_cuda.detectors.retinanet import RetinaNet
 from gid_cuda.errors import UserError
@@ -32,7 +33,9 @@ class Agreement:
         return f"{self.same} of {self.found} detections on {self.images} images are those of predict"
 
 
-def check_onnx(detector: RetinaNet | FCOS, path: Path, images: list[np.ndarray] | None = None) -> Agreement:
+def check_onnx(
+    detector: RetinaNet | FCOS | FasterRCNN, path: Path, images: list[np.ndarray] | None = None
+) -> Agreement:
     """Raises UserError where ONNX detects something else than `detector.predict`, on the CPU, or there is nothing to
     compare.
 
@@ -41,21 +44,22 @@ def check_onnx(detector: RetinaNet | FCOS, path: Path, images: list[np.ndarray] 
     """
     images = _made_up(detector) if images is None else images
     detector.cpu()
-    threshold = detector.score_thresh
+    owner = detector.roi_heads if isinstance(detector, FasterRCNN) else detector
+    threshold = owner.score_thresh
     agreement = Agreement(len(images), 0, 0)
     try:
         for image in images:
             pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
-            detector.score_thresh = 0.0
+            owner.score_thresh = 0.0
             scores = detector.predict([pixels])[0]["scores"]
             if len(scores):
-                detector.score_thresh = float(scores[min(_WANTED, len(scores) // 2)]) * (1 - 1e-3)
+                owner.score_thresh = float(scores[min(_WANTED, len(scores) // 2)]) * (1 - 1e-3)
             ours = {key: value.numpy() for key, value in detector.predict([pixels])[0].items()}
-            theirs = detect.Detector(path, score_threshold=detector.score_thresh)(image)
+            theirs = detect.Detector(path, score_threshold=owner.score_thresh)(image)
             agreement.found += max(len(ours["scores"]), len(theirs["scores"]))
             agreement.same += common(ours, theirs)
     finally:
-        detector.score_thresh = threshold
+        owner.score_thresh = threshold
     if not agreement.found:
         raise UserError(
             "this detector finds nothing, whatever the threshold, so ONNX cannot be checked: are its weights NaN?"
@@ -93,7 +97,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(inter / union) if union > 0 else float(np.allclose(a, b, atol=1e-2))
 
 
-def _made_up(detector: RetinaNet | FCOS) -> list[np.ndarray]:
+def _made_up(detector: RetinaNet | FCOS | FasterRCNN) -> list[np.ndarray]:
     """Blotches and edges in landscape and portrait format, of other sizes than the network's."""
     generator = torch.Generator().manual_seed(0)
     height, width = detector.transform.min_size[-1], detector.transform.max_size

@@ -20,17 +20,20 @@ import numpy as np
 METADATA = "gid_cuda"
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 DIVISOR = 32  # of the padded height and width
-FIRST_STRIDE = 8  # pixels a cell of the finest map; each further map has half the rows and columns
+LEAST_PROPOSAL, LEAST_BOX = 1e-3, 1e-2  # pixels a side, in two stages
 
 
 class Detector:
-    """path: student.onnx. providers: onnxruntime's, the CPU's alone by default. score_threshold: boxes with no higher
-    score are left out; none: the exported one."""
+    """path: student.onnx; student_boxes.onnx, where a detector has it, lies beside it. providers: onnxruntime's, the
+    CPU's alone by default. score_threshold: boxes with no higher score are left out; none: the exported one."""
 
     def __init__(self, path, providers=("CPUExecutionProvider",), score_threshold=None):
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(str(path), providers=list(providers))
+        def session(file):
+            return onnxruntime.InferenceSession(str(file), providers=list(providers))
+
+        self.session = session(path)
         metadata = self.session.get_modelmeta().custom_metadata_map
         if METADATA not in metadata:
             raise ValueError(f"{path} was not written by gid_cuda's export: it has no metadata {METADATA!r}")
@@ -38,14 +41,33 @@ class Detector:
         if score_threshold is not None:
             self.settings["score_thresh"] = score_threshold
         self.classes = self.settings["classes"]
+        self.of_boxes = session(boxes_file(path)) if "proposals" in self.settings else None
 
     def __call__(self, image):
         pixels, size = prepare(image, self.settings)
         outputs = self.session.run(None, {"images": pixels[None]})
-        boxes, scores, labels = detections([output[0] for output in outputs], pixels.shape[1:], size, self.settings)
+        if self.of_boxes is None:
+            boxes, scores, labels = detections([output[0] for output in outputs], pixels.shape[1:], size, self.settings)
+        else:
+            boxes, scores, labels = self._of_proposals(outputs, pixels.shape[1:], size)
         height, width = image.shape[:2]
         scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
         return {"boxes": boxes * scale, "scores": scores, "labels": labels}
+
+    def _of_proposals(self, outputs, padded, size):
+        rois = by_level(proposals(outputs[0][0], outputs[1][0], padded, size, self.settings), self.settings)
+        # A level without a box gets one, for the network cannot do without; what comes of it is left out again.
+        filled = [level if len(level) else np.zeros((1, 4), np.float32) for level in rois]
+        feed = {f"level{index}": level for index, level in enumerate(outputs[2:])}
+        feed |= {f"rois{index}": level for index, level in enumerate(filled)}
+        real = np.concatenate([np.full(len(level), bool(len(own))) for level, own in zip(filled, rois, strict=True)])
+        logits, deltas = self.of_boxes.run(None, feed)
+        return boxes_of_classes(np.concatenate(filled)[real], logits[real], deltas[real], size, self.settings)
+
+
+def boxes_file(path):
+    """student.onnx -> student_boxes.onnx: the second stage."""
+    return str(path).removesuffix(".onnx") + "_boxes.onnx"
 
 
 def prepare(image, settings):
@@ -90,14 +112,62 @@ def detections(outputs, padded, size, settings):
         last = first + len(level)
         ours = None if centerness is None else centerness[first:last]
         rows, scores, labels = candidates(logits[first:last], ours, threshold, settings["topk_candidates"])
-        boxes = decode(deltas[first:last][rows], level[rows], settings)
+        boxes = decode(deltas[first:last][rows], level[rows], settings["weights"], settings["coder"])
         found.append((clip(boxes, size), scores, labels))
         first = last
-    if first != len(logits):
-        raise ValueError(f"the network gave {len(logits)} boxes and its anchors are {first}: it is of another detector")
+    check_count(logits, first)
     boxes, scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     kept = nms(boxes, scores, labels, settings["nms_thresh"], settings["detections_per_img"])
     return boxes[kept], scores[kept], labels[kept]
+
+
+def proposals(logits, deltas, padded, size, settings):
+    """The RPN's outputs (R, 1) and (R, 4) -> the boxes (n, 4) that the second stage looks at."""
+    found, first = [], 0
+    for index, level in enumerate(level_anchors(padded, settings)):
+        last = first + len(level)
+        rows = np.argsort(-logits[first:last, 0], kind="stable")[: settings["proposals_a_level"]]
+        boxes = clip(decode(deltas[first:last][rows], level[rows], settings["weights"], settings["coder"]), size)
+        scores = sigmoid(logits[first:last, 0][rows])
+        kept = large(boxes, LEAST_PROPOSAL) & (scores >= settings["proposals_score_thresh"])
+        found.append((boxes[kept], scores[kept], np.full(kept.sum(), index)))
+        first = last
+    check_count(logits, first)
+    boxes, scores, groups = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return boxes[nms(boxes, scores, groups, settings["proposals_nms_thresh"], settings["proposals"])]
+
+
+def by_level(boxes, settings):
+    """(n, 4) -> the boxes of each level that crops are taken from, finest first."""
+    size, level = settings["canonical"]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    with np.errstate(divide="ignore"):
+        place = np.floor(level + np.log2(np.sqrt(sides[:, 0] * sides[:, 1]) / np.float32(size)) + np.float32(1e-6))
+    first, last = (int(math.log2(stride)) for stride in (settings["roi_strides"][0], settings["roi_strides"][-1]))
+    place = np.clip(place, first, last)
+    return [boxes[place == index] for index in range(first, last + 1)]
+
+
+def boxes_of_classes(rois, logits, deltas, size, settings):
+    """The second stage's outputs (n, C + 1) and (n, 4 (C + 1)), 0 the background -> boxes, scores, labels from 0."""
+    logits = logits - logits.max(axis=1, keepdims=True)
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    rows, labels = np.nonzero(scores[:, 1:] > settings["score_thresh"])
+    encoded = deltas.reshape(len(rois), -1, 4)[rows, labels + 1]
+    boxes, scores = clip(decode(encoded, rois[rows], settings["box_weights"]), size), scores[rows, labels + 1]
+    kept = large(boxes, LEAST_BOX)
+    boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
+    kept = nms(boxes, scores, labels, settings["nms_thresh"], settings["detections_per_img"])
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def large(boxes, least):
+    return (boxes[:, 2:] - boxes[:, :2] >= np.float32(least)).all(axis=1)
+
+
+def check_count(logits, anchors):
+    if anchors != len(logits):
+        raise ValueError(f"the network gave {len(logits)} boxes and its anchors are {anchors}: of another detector")
 
 
 def candidates(logits, centerness, threshold, most):
@@ -117,7 +187,7 @@ def candidates(logits, centerness, threshold, most):
 def level_anchors(padded, settings):
     """One (rows * columns * A, 4) a level: the cell's anchors around the corner of each cell of its map."""
     height, width = padded
-    levels, rows, columns = [], height // FIRST_STRIDE, width // FIRST_STRIDE
+    levels, rows, columns = [], height // settings["first_stride"], width // settings["first_stride"]
     for cell in settings["cell_anchors"]:
         y, x = np.meshgrid(
             np.arange(rows, dtype=np.float32) * (height // rows),
@@ -130,12 +200,12 @@ def level_anchors(padded, settings):
     return levels
 
 
-def decode(deltas, anchors, settings):
+def decode(deltas, anchors, weights, coder="deltas"):
     """(n, 4) encoded against (n, 4) anchors -> (n, 4) boxes."""
     size = anchors[:, 2:] - anchors[:, :2]
     center = anchors[:, :2] + np.float32(0.5) * size
-    deltas = deltas / np.array(settings["weights"], np.float32)
-    if settings["coder"] == "distances":
+    deltas = deltas / np.array(weights, np.float32)
+    if coder == "distances":
         return np.concatenate([center - deltas[:, :2] * size, center + deltas[:, 2:] * size], axis=1)
     center = center + deltas[:, :2] * size
     half = np.float32(0.5) * np.exp(np.minimum(deltas[:, 2:], np.float32(MAX_LOG_SCALE))) * size

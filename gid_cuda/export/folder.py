@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.detectors.fcos import FCOS
 from gid_cuda.detectors.own import Builder
 from gid_cuda.detectors.retinanet import RetinaNet
@@ -61,8 +62,8 @@ def export(
         files, told = [WEIGHTS], None
         torch.save(plain_state_dict(student.detector), part / WEIGHTS)
         if no_onnx is None:
-            told = _write_onnx(student, part)
-            files += [ONNX, CODE]
+            told, networks = _write_onnx(student, part)
+            files += [*networks, CODE]
         table = cost.table(cost.rows(student, teacher, device, min_run_time=min_run_time))
         notes = _notes(student, teacher, device)
         card = model_card(
@@ -82,7 +83,8 @@ def export(
 
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.is_dir() and any(output.iterdir()):
-        ours = (WEIGHTS, ONNX, CODE, CARD, "__pycache__")  # the last from whoever imported CODE
+        # __pycache__: of whoever has imported CODE
+        ours = (WEIGHTS, ONNX, detect.boxes_file(ONNX), CODE, CARD, "__pycache__")
         foreign = sorted(path.name for path in output.iterdir() if path.name not in ours)
         if foreign:
             raise UserError(f"--output {output} holds {foreign[0]}, which no export wrote: name another folder")
@@ -94,11 +96,12 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"--output {output} is a file, expected a folder")
 
 
-def _write_onnx(student: Model, folder: Path) -> str:
-    assert isinstance(student.detector, RetinaNet | FCOS)
-    export_onnx(student, folder / ONNX)
+def _write_onnx(student: Model, folder: Path) -> tuple[str, list[str]]:
+    """What was compared with `predict`, in words, and the files' names."""
+    assert isinstance(student.detector, RetinaNet | FCOS | FasterRCNN)
+    written = export_onnx(student, folder / ONNX)
     shutil.copyfile(detect.__file__, folder / CODE)
-    return str(check_onnx(student.detector, folder / ONNX))
+    return str(check_onnx(student.detector, folder / ONNX)), [path.name for path in written]
 
 
 def _replace(output: Path, part: Path) -> None:

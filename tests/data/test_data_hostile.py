@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 import zlib
@@ -14,6 +15,7 @@ from data_helpers import CocoSet, VocSet
 from PIL import Image
 
 from gid_cuda.data import build_dataset
+from gid_cuda.data.classes import check_selection
 from gid_cuda.data.images import UnreadableImage, image_size, read_image
 from gid_cuda.data.voc import parse_xml
 from gid_cuda.engine.inference import coco_ids
@@ -66,6 +68,7 @@ def test_a_decompression_bomb_is_never_decoded(tmp_path: Path, monkeypatch: pyte
     def decode(*_: object) -> None:
         raise AssertionError("decoded")
 
+    Image.init()  # else PIL's plugins are imported by the first file that is opened, and one of them decodes its own
     monkeypatch.setattr(Image.Image, "load", decode)
     data, pixels = BOMBS[kind]
     (tmp_path / "x.img").write_bytes(data)
@@ -94,6 +97,13 @@ def test_a_text_within_an_image_does_not_unpack_to_any_size(tmp_path: Path) -> N
     (tmp_path / "x.png").write_bytes(png(4, 4, _chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * (64 << 20)))))
     with pytest.raises(UnreadableImage, match=r"x\.png: .*too large"):
         read_image(tmp_path / "x.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    for read in (read_image, image_size):
+        with pytest.raises(UnreadableImage, match=r"x\.png: no regular file"):
+            read(tmp_path / "x.png")
 
 
 def test_the_name_of_an_image_forges_no_line(tmp_path: Path) -> None:
@@ -204,6 +214,17 @@ def test_a_class_name_with_control_characters_is_refused(coco: CocoSet) -> None:
     with pytest.raises(UserError, match="printable name") as raised:
         coco.build()
     assert str(raised.value).isprintable()
+
+
+def test_many_categories_take_no_quadratic_time(coco: CocoSet) -> None:
+    coco.categories[:] = [{"id": index, "name": f"c{index}"} for index in range(100_000)]
+    coco.images.append({"id": 77, "file_name": "gone.png"})
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"which .* does not have; it has c0, .*, c99 and 99900 more"):
+        coco.build(classes=["c1", "zebra" * 100])
+    with pytest.raises(UserError, match="names 'c5' twice"):
+        check_selection([f"c{index}" for index in range(100_000)] + ["c5"])
+    assert time.process_time() - start < 10  # once: minutes
 
 
 def test_an_id_beyond_64_bits_is_refused(coco: CocoSet) -> None:

@@ -151,6 +151,29 @@ def test_a_config_that_asks_for_all_memory_is_refused(content: dict[str, Any], t
         load_detector(tmp_path / "x.pt")
 
 
+def test_so_many_classes_that_memory_would_run_out(content: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(content | {"classes": [f"c{index}" for index in range(20_001)]}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="20001 classes, and a detector has at most 20000"):
+        load_detector(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "metrics", ["abc", [1], {"AP": "x"}, {"AP": torch.zeros(3)}, {"per_class": [1]}, {"per_class": {"a": "b"}}, {1: 2}]
+)
+def test_metrics_that_are_no_numbers(content: dict[str, Any], tmp_path: Path, metrics: Any) -> None:
+    torch.save(content | {"metrics": metrics}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt has something else than an evaluation's numbers as its metrics"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("step", ["7\n\n# evil", 7.5, -1, True, None, torch.ones(2)])
+def test_a_step_that_is_no_number(content: dict[str, Any], tmp_path: Path, step: Any) -> None:
+    torch.save(content | {"step": step}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt has .* as its step") as raised:
+        load_checkpoint(tmp_path / "x.pt")
+    assert str(raised.value).isprintable()
+
+
 # -- safetensors ------------------------------------------------------------------------------------------------------
 
 

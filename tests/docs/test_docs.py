@@ -90,6 +90,22 @@ def test_every_command_of_the_data_page(checkout: Path, monkeypatch: Any, capsys
     assert len(list((checkout / "runs/mine/predictions").glob("*.jpg"))) == 4
 
 
+@pytest.mark.slow
+def test_every_command_of_the_pages_on_long_runs_shipping_and_trouble(checkout: Path, monkeypatch: Any) -> None:
+    """In the order of one run's life. tests/engine has the commands of the page on one's own detector."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    teacher, _, distilled, *_ = commands(DOCS / "index.md")
+    (resume,), (export,) = commands(DOCS / "long_runs.md"), commands(DOCS / "export.md")
+    (benchmark,) = commands(DOCS / "troubleshooting.md")
+    for words in (teacher, distilled, resume, export, benchmark):
+        run_small(monkeypatch, words)
+    assert load_checkpoint(checkout / "runs/demo/distilled/last.pt")["step"] == 3
+    written = {path.name for path in (checkout / "exported").iterdir()}
+    told = set(re.findall(r"^\| `([\w.]+)` \|", (DOCS / "export.md").read_text(), re.MULTILINE))
+    assert written == told - {"student_boxes.onnx"}  # of Faster R-CNN alone
+
+
 @pytest.mark.parametrize("name", HAND_WRITTEN)
 def test_every_command_is_understood_by_its_script(name: str, monkeypatch: Any) -> None:
     """Flags, the config's file and every override. Those of torchrun are not started."""

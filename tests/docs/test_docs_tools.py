@@ -20,6 +20,7 @@ import gid_cuda
 from docs_tools import config_reference, hygiene, links
 from docs_tools.docstrings import as_markdown
 from docs_tools.equations import drawn
+from docs_tools.lines import broken_well
 from gid_cuda import config as schema
 from gid_cuda import distill, ops
 
@@ -109,6 +110,23 @@ def test_equations_are_drawn() -> None:
         assert top <= min(numbers[1::2]) and max(numbers[1::2]) <= top + height
     with pytest.raises(ValueError, match="nonsense"):
         drawn(r'<span class="arithmatex">\(\nonsense\)</span>')
+
+
+def test_commands_wrap_and_spreads_stay_together() -> None:
+    block = "<pre><span></span><code>a &lt;b\n  c\n</code></pre>"
+    python = '<pre><span></span><code><span class="n">a</span> = 1\n</code></pre>'
+    assert broken_well(f"<td>1.5 ± 0.2</td>{block}{python}") == (
+        "<td>1.5\u00a0±\u00a00.2</td>"
+        '<pre><span></span><code class="commands"><span>a &lt;b\n</span><span>  c\n</span></code></pre>' + python
+    )
+
+
+def test_the_contents_list_every_page() -> None:
+    """mkdocs' strict build asks for it, and is not at hand everywhere."""
+    settings = (ROOT / "mkdocs.yml").read_text()
+    listed = re.findall(r"^ +- .+: ([\w/]+\.md)$", settings, re.MULTILINE)
+    written = [page.relative_to(DOCS).as_posix() for page in PAGES]
+    assert sorted(listed) == sorted([*written, "changelog.md", "reference/config.md"])
 
 
 def test_every_equation_of_the_pages_can_be_drawn() -> None:

@@ -12,11 +12,14 @@ import torch
 from export_helpers import CLASSES, as_tensor, bold, picture, tiny_config
 from torchvision.ops import batched_nms
 
+from gid_cuda.detectors.aligned_rois import ShiftedRoIAlign
 from gid_cuda.detectors.build import build_detector
+from gid_cuda.detectors.faster_rcnn import FasterRCNN
 from gid_cuda.export import detect
 from gid_cuda.export.check import common
 from gid_cuda.export.network import Network, settings
 from gid_cuda.export.student import Model
+from gid_cuda.export.two_stage import SECOND_NAMES, FirstStage, SecondStage
 
 
 def test_it_imports_numpy_and_onnxruntime_alone() -> None:
@@ -53,19 +56,27 @@ def _torch_as_session(detector: Any, image: np.ndarray, values: dict[str, Any]) 
     """`detect.Detector.__call__` with torch in onnxruntime's place."""
 
     class Session:
+        def __init__(self, network: Any, names: list[str]) -> None:
+            self.network, self.names = network.eval(), names
+
         def run(self, _: None, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+            assert all(len(value) for value in feed.values())
             with torch.no_grad():
-                return [output.numpy() for output in Network(detector).eval()(torch.from_numpy(feed["images"]))]
+                return [output.numpy() for output in self.network(*(torch.from_numpy(feed[n]) for n in self.names))]
 
     runner = detect.Detector.__new__(detect.Detector)
-    runner.session, runner.settings, runner.classes = Session(), values, values["classes"]
+    runner.settings, runner.classes, runner.of_boxes = values, values["classes"], None
+    if isinstance(detector, FasterRCNN):
+        runner.of_boxes = Session(SecondStage(detector), SECOND_NAMES[0])
+    network = FirstStage if isinstance(detector, FasterRCNN) else Network
+    runner.session = Session(network(detector), ["images"])
     return runner(image)
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "faster_rcnn"])
 @pytest.mark.parametrize("size", [(200, 280), (170, 90), (96, 160)])
 def test_detections_are_those_of_predict(kind: str, size: tuple[int, int]) -> None:
-    config = tiny_config(kind, score_thresh=0.3, detections_per_img=40)
+    config = tiny_config(kind, score_thresh=0.1 if kind == "faster_rcnn" else 0.3, detections_per_img=40)
     torch.manual_seed(0)
     detector = bold(build_detector(config.model, config.input, CLASSES))
     image = picture(*size)
@@ -76,8 +87,41 @@ def test_detections_are_those_of_predict(kind: str, size: tuple[int, int]) -> No
     assert (np.diff(found["scores"]) <= 0).all()
 
 
-def test_no_detection_is_no_mistake() -> None:
-    config = tiny_config("retinanet", score_thresh=1.0)
+def test_boxes_belong_to_the_levels_that_torchvision_gives_them() -> None:
+    sides = torch.tensor([0.0, 1.0, 55.9, 111.9, 112.0, 112.1, 223.9, 224.0, 447.9, 448.0, 900.0])
+    boxes = torch.stack([sides * 0 + 3, sides * 0 + 5, sides + 3, sides / 2 + sides / 2 + 5], dim=1)
+    expected = ShiftedRoIAlign(["0", "1", "2", "3"], [4, 8, 16, 32]).map_levels([boxes])
+    found = detect.by_level(boxes.numpy(), {"canonical": [224, 4], "roi_strides": [4, 8, 16, 32]})
+    assert len(expected.unique()) == 4
+    for index, level in enumerate(found):
+        np.testing.assert_array_equal(level, boxes[expected == index].numpy())
+
+
+def test_levels_without_a_proposal_get_one_that_is_left_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the four levels the second and the last have a proposal each."""
+    rois = np.array([[0, 0, 150, 150], [0, 0, 500, 500]], np.float32)
+    monkeypatch.setattr(detect, "proposals", lambda *_: rois)
+
+    class Session:
+        def run(self, _: None, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            np.testing.assert_array_equal(np.concatenate([feed[f"rois{index}"] for index in (1, 3)]), rois)
+            assert [len(feed[f"rois{index}"]) for index in range(4)] == [1] * 4
+            return 9 * np.eye(5, dtype=np.float32)[1:], np.zeros((4, 20), np.float32)
+
+    runner = detect.Detector.__new__(detect.Detector)
+    runner.of_boxes = Session()
+    runner.settings = {
+        "canonical": [224, 4], "roi_strides": [4, 8, 16, 32], "score_thresh": 0.5, "box_weights": [10, 10, 5, 5],
+        "nms_thresh": 0.5, "detections_per_img": 10,
+    }  # fmt: skip
+    boxes, scores, labels = runner._of_proposals([np.zeros((1, 1, 1))] * 6, (512, 512), (512, 512))
+    np.testing.assert_array_equal(boxes, rois)
+    assert labels.tolist() == [1, 3] and (scores > 0.5).all()
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn"])
+def test_no_detection_is_no_mistake(kind: str) -> None:
+    config = tiny_config(kind, score_thresh=1.0)
     detector = bold(build_detector(config.model, config.input, CLASSES))
     found = _torch_as_session(detector, picture(90, 90), settings(Model(detector, config, CLASSES)))
     assert found["boxes"].shape == (0, 4) and found["scores"].shape == found["labels"].shape == (0,)

@@ -96,8 +96,14 @@ def test_nothing_of_the_machine_is_in_the_file(exported: tuple[Any, Export, Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "changes"), [("fcos", {}), ("retinanet", {"backbone": "mobilenet_v3_small"})])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("fcos", {}), ("retinanet", {"backbone": "mobilenet_v3_small"}), ("faster_rcnn", {"score_thresh": 0.1})],
+)
 def test_other_networks(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    detector = checkpoint(tmp_path / "best.pt", tiny_config(kind, score_thresh=0.3, **changes))
-    export(tmp_path, tmp_path / "out", device=CPU, min_run_time=0.01)
+    detector = checkpoint(tmp_path / "best.pt", tiny_config(kind, **{"score_thresh": 0.3, **changes}))
+    done = export(tmp_path, tmp_path / "out", device=CPU, min_run_time=0.01)
+    names = ["student.pth", "student.onnx", *["student_boxes.onnx"] * (kind == "faster_rcnn"), "detect.py", "README.md"]
+    assert [path.name for path in done.files] == names and all(path.is_file() for path in done.files)
+    assert all(f"`{name}`" in (tmp_path / "out" / "README.md").read_text() for name in names[1:-1])
     _hold_to_predict(detector, tmp_path / "out" / "student.onnx")

@@ -89,10 +89,11 @@ def test_a_teacher_that_is_not_at_hand_has_no_ap(run: Any, tmp_path: Path) -> No
     assert [line.split("|")[-2].strip() for line in out.splitlines() if line.startswith("| ")][2:4] == ["-", "-"]
 
 
-def test_faster_rcnn_goes_without_onnx_and_says_so(run: Any, tmp_path: Path) -> None:
+def test_a_detector_without_onnx_goes_without_and_says_so(run: Any, tmp_path: Path, monkeypatch: Any) -> None:
     checkpoint(tmp_path / "best.pt", tiny_config("faster_rcnn"))
+    monkeypatch.setattr(network, "FasterRCNN", network.FCOS)  # it is now as foreign as a detector of one's own
     status, out, _ = run("--weights", tmp_path / "best.pt", "--output", tmp_path / "out")
-    assert status == 0 and "ONNX is written for RetinaNet and FCOS, not for Faster R-CNN" in out
+    assert status == 0 and "ONNX is written for RetinaNet, FCOS and Faster R-CNN, not for a detector of your own" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "student.pth"]
     assert "subtract 1" in (tmp_path / "out" / "README.md").read_text()
 
