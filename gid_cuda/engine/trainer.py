@@ -25,6 +25,7 @@ from gid_cuda.engine.deterministic import deterministic
 from gid_cuda.engine.evaluation import evaluate, format_metrics
 from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.log import QuietLog, RunLog
+from gid_cuda.engine.resuming import restore
 from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
 from gid_cuda.engine.run_record import write_run_record
 from gid_cuda.engine.setup import (
@@ -75,7 +76,7 @@ def _train(
     run = build_run(config, classes, adapter=adapter)
     content = distributed.on_main(lambda: resume_content(config, classes)) if resume else None
     if content is not None:
-        run.restore(content)
+        restore(run, content, config.output / "last.pt")
         run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, data.train)
     folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))

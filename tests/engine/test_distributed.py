@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import distributed_cases as cases
 import pytest
 import torch
+from launched import free_port
 
 from gid_cuda.data.loaders import positions
 from gid_cuda.engine import distributed
@@ -19,12 +19,6 @@ from gid_cuda.errors import UserError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Pair = tuple[dict[str, Any], list[dict[str, Any]]]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
