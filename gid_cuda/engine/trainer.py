@@ -135,6 +135,7 @@ def _train(
             if stopping or _owes_evaluation(config, run) or _due(progress.step, settings.checkpoint_every):
                 _save(folder / "last.pt", config, run, classes)
             if stopping:
+                distributed.barrier()  # what the first to leave says is saved has been
                 raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
         assert run.metrics is not None

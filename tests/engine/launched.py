@@ -15,6 +15,9 @@ from engine_helpers import CONFIGS
 from zygote import PATIENCE
 
 ROOT = CONFIGS.parent
+ENVIRONMENT = {
+    "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"
+}  # fmt: skip
 
 
 def free_port() -> int:
@@ -35,11 +38,8 @@ class Launched:
             "--max-restarts", str(restarts), str(ROOT / "scripts" / script),
             "--cfg", str(CONFIGS / "demo_student.yaml"), *arguments,
         ]  # fmt: skip
-        paths = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "GLOO_SOCKET_IFNAME": "lo"}
         with open(self._out, "w") as out, open(self._err, "w") as err:
-            self._agent = subprocess.Popen(
-                command, env={**os.environ, **paths, "OMP_NUM_THREADS": "1"}, stdout=out, stderr=err
-            )
+            self._agent = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=err)
 
     def said(self) -> str:
         return self._out.read_text()

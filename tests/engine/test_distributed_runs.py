@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 from engine_helpers import CONFIGS, tiny_overrides
-from launched import Launched
+from launched import ENVIRONMENT, ROOT, Launched, free_port
+from zygote import PATIENCE
 
 from gid_cuda.engine.checkpoint import load_checkpoint
 
@@ -139,3 +142,49 @@ def test_torchrun_is_stopped(name: str, torchrun: Torchrun, data: Path, tmp_path
         assert status == 0, err
     a, b = (load_checkpoint(folder / "last.pt")["model"] for folder in (undisturbed, stopped))
     assert [key for key, value in a.items() if not torch.equal(value, b[key])] == []
+
+
+NO_ROOM = """
+import runpy, sys, time
+from gid_cuda.engine import trainer
+from gid_cuda.errors import UserError
+
+def refuse(path, content):
+    time.sleep(1)
+    raise UserError(f"no room for {path}")
+
+trainer.save_checkpoint = refuse
+sys.argv[0] = SCRIPT
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+@needs_proc
+def test_nothing_is_called_saved_before_it_is(torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
+    """Rank 1, which has nothing to write, would be the first to leave."""
+    script, folder = tmp_path / "no_room.py", tmp_path / "run"
+    script.write_text(f"SCRIPT = {str(ROOT / 'scripts' / 'train.py')!r}\n{NO_ROOM}")
+    run = torchrun(*tiny_overrides(data, folder, *TINY, "train.steps=400"), script=str(script))
+    run.until(lambda: len(steps(folder)) >= 1)
+    run.send(signal.SIGTERM)
+    status, _, err = run.finished()
+    assert status != 0 and err.count("error: no room for") == 1 and "which is saved" not in err
+
+
+def test_another_launcher_begins_anew_each_time(data: Path, tmp_path: Path) -> None:
+    """Its processes have one parent, as those of a restart have; --overwrite means what it says."""
+    said = []
+    for _ in range(2):
+        port, workers = str(free_port()), []
+        for rank in ("0", "1"):
+            command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--cfg", str(CONFIGS / "demo_student.yaml")]
+            given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            workers.append(
+                subprocess.Popen(
+                    [*command, *tiny_overrides(data, tmp_path / "run", *TINY), "--overwrite"],
+                    env={**os.environ, **ENVIRONMENT, **given, "MASTER_PORT": port}, text=True, stdout=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        said += [worker.communicate(timeout=2 * PATIENCE)[0] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0]
+    assert "resumed" not in "".join(said) and "".join(said).count("step 1/3") == 2
