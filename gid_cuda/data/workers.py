@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
 import signal
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -18,12 +22,31 @@ _MOST_DEATHS = 3  # in a row, on one batch
 _DEAD = ("DataLoader worker (pid", "Pin memory thread exited")  # how torch's sentences about it begin
 
 
+_begun: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_begun.clear)  # they are the parent's
+
+
+@atexit.register  # before multiprocessing's own, which sends SIGTERM, that they do not heed, and waits for them to end
+def _end_those_left() -> None:
+    """Where an error ends the program, its traceback holds the loader that would have ended its processes."""
+    for process in list(_begun):
+        process.kill()
+
+
 def leave_signals_to_the_trainer(worker: int) -> None:
     """In each loader process. Ctrl-C and launchers signal a whole process group: the trainer finishes its step, for
     which it needs batches, and then ends its loaders. They end by themselves, too, where it has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _started(loader: DataLoader[T]) -> Iterator[T]:
+    """iter(loader), whose processes are remembered."""
+    before = set(multiprocessing.active_children())
+    batches = iter(loader)
+    _begun.update(set(multiprocessing.active_children()) - before)
+    return batches
 
 
 def surviving(loader_from: Callable[[int], DataLoader[T]]) -> Iterator[T]:
@@ -56,8 +79,8 @@ def _noticing_deaths_here(loader: DataLoader[T]) -> Iterator[T]:
     """torch's handler of SIGCHLD raises wherever the trainer stands, be it in the middle of the optimizer's step.
     Without it, the wait for a batch looks after the processes every few seconds."""
     if loader.num_workers == 0 or threading.current_thread() is not threading.main_thread():
-        return iter(loader)
+        return _started(loader)
     before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
+    batches = _started(loader)
     signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
     return batches

@@ -80,15 +80,21 @@ def _join() -> dist.Store:
             "is missing: start with torchrun, or unset RANK and WORLD_SIZE for one process"
         )
     shared, number, count = next(dist.rendezvous("env://"))
-    # torchrun's store outlives the processes that it restarts: the addresses of the dead must not be found again.
-    attempt = f"gid_cuda/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{count}"
-    store = dist.PrefixStore(attempt, shared)
+    store = dist.PrefixStore(f"gid_cuda/{_attempt()}/{count}", shared)
     # Small things of the host go by gloo, so that nothing waits for a GPU to say a word.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_LONGEST_WAIT)
     if torch.cuda.is_available() and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     return dist.PrefixStore("end", store)
+
+
+def _attempt() -> str:
+    """torchrun's store outlives the processes that it restarts: the addresses of the dead must not be found again.
+
+    Where it was told to make a new store each time, a machine that has joined later counts fewer restarts."""
+    new_store = os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1"
+    return "0" if new_store else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def _leave_after(error: BaseException, store: dist.Store) -> None:

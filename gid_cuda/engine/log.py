@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from gid_cuda.errors import printable
+from gid_cuda.errors import UserError, printable
 from gid_cuda.files import write_text
 
 
 class RunLog:
     """Open for one run; what an earlier, resumed run has logged after `start_step` is dropped, as it is done again.
 
-    evaluating: so is the evaluation after that step.
+    evaluating: so is the evaluation after that step. UserError where the disk refuses: no step is lost unnoticed.
     """
 
     def __init__(self, folder: Path, *, start_step: int, steps: int, every: int, evaluating: bool = False) -> None:
         self._every, self._steps, self._start = every, steps, start_step
         self._path = folder / "log.jsonl"
-        self._drop_after(start_step, evaluating)
-        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._hook = threading.excepthook
+        threading.excepthook = self._not_of_the_board
+        try:
+            with self._told():
+                self._drop_after(start_step, evaluating)
+                self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        except UserError:
+            threading.excepthook = self._hook
+            raise
         self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), leave=False)
         self._window: list[dict[str, float]] = []
         self._images = 0
@@ -37,10 +46,32 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        try:
+            with self._told():
+                for part in (self._file, self._board):  # what is left to write goes to the disk now
+                    part.close()
+        except UserError:
+            if kind is None:  # else the run is ending because of something that matters more
+                raise
+        finally:
+            threading.excepthook = self._hook
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the log in {self._path.parent} could not be written ({error.strerror or error}); the checkpoints "
+                "that are there are intact: make room, then --resume goes on from the last one"
+            ) from None
+
+    def _not_of_the_board(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread prints its traceback, and the next line of the log raises the same error again."""
+        if type(args.thread).__name__ != "_AsyncWriterThread" or not isinstance(args.exc_value, OSError):
+            self._hook(args)
 
     def start_clock(self) -> None:
         """Speed and remaining time count from here: what comes before the first step is no training."""
@@ -98,10 +129,11 @@ class RunLog:
         return tqdm.format_interval(training / (step - self._start) * (self._steps - step))
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        for name, value in entry.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
+        with self._told():
+            self._file.write(json.dumps(entry) + "\n")
+            for name, value in entry.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
 
     def _drop_after(self, step: int, evaluating: bool) -> None:
         if not self._path.exists():

@@ -15,7 +15,6 @@ from gid_cuda.engine.checkpoint import random_states
 from gid_cuda.engine.distributed import average_over_processes, gathered, running_statistics, wrap
 from gid_cuda.engine.ema import WeightAverage
 from gid_cuda.engine.objective import Objective
-from gid_cuda.errors import UserError, reason
 
 
 @dataclass
@@ -80,15 +79,9 @@ class Run:
     def restore(self, content: dict[str, Any]) -> list[str]:
         """From a checkpoint with its training state, all but the random states: see `start_random`.
 
-        Returns what is to be told. Raises UserError where the weights do not fit the model."""
+        Returns what is to be told. Raises anything where the content does not fit: see `resuming.restore`."""
         saved = content["resume"]
-        try:
-            notes = self._restore_student(content["model"], saved.get("ema"))
-        except RuntimeError as error:
-            raise UserError(
-                f"last.pt: its weights do not fit the model ({reason(error)}): it is damaged; begin anew with "
-                "--overwrite or another output"
-            ) from None
+        notes = self._restore_student(content["model"], saved.get("ema"))
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"]:  # empty where it was off: on the CPU, or before train.amp became fp16
             self.scaler.load_state_dict(saved["scaler"])

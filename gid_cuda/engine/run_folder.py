@@ -77,6 +77,8 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
     content = load_checkpoint(path)
     if "resume" not in content:
         raise UserError(f"{path} has no training state, so it cannot be resumed: give it as model.weights instead")
+    if missing := [name for name in ("model", "classes", "config", "step", "metrics") if name not in content]:
+        raise UserError(f"{path} has no {missing[0]}: it is damaged; begin anew with --overwrite or another output")
     if content["classes"] != classes:
         raise UserError(
             f"{path} was trained on the classes {', '.join(content['classes'])} and the data has {', '.join(classes)}: "
@@ -99,8 +101,8 @@ def adopt_best(folder: Path, progress: Progress) -> Progress:
     killed begins again; without a best.pt that can be read, the next evaluation writes one."""
     try:
         best = load_checkpoint(folder / "best.pt")
-        progress.best_ap, progress.best_step = best["metrics"]["AP"] or 0.0, best["step"]
-    except (UserError, KeyError, TypeError):
+        progress.best_ap, progress.best_step = float(best["metrics"]["AP"] or 0.0), int(best["step"])
+    except (UserError, KeyError, TypeError, ValueError):
         progress.best_ap, progress.best_step = -1.0, 0
     return progress
 

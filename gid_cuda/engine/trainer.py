@@ -25,6 +25,7 @@ from gid_cuda.engine.evaluation import format_metrics
 from gid_cuda.engine.interrupt import Interrupt
 from gid_cuda.engine.log import QuietLog, RunLog
 from gid_cuda.engine.milestones import due, evaluate_run, owes_evaluation, part_size, save_run
+from gid_cuda.engine.resuming import restore
 from gid_cuda.engine.run import Run
 from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
 from gid_cuda.engine.run_record import write_run_record
@@ -67,8 +68,9 @@ def _train(
     classes = data.train.classes
     run = build_run(config, classes, adapter=adapter)
     content = distributed.on_main(lambda: resume_content(config, classes)) if resume else None
-    notes = [] if content is None else run.restore(content)
+    notes = []
     if content is not None:
+        notes = restore(run, content, config.output / "last.pt")
         run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, data.train)
     folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
@@ -130,6 +132,7 @@ def _train(
             if stopping or owes_evaluation(config, run) or due(progress.step, settings.checkpoint_every):
                 save_run(folder / "last.pt", config, run, classes)
             if stopping:
+                distributed.barrier()  # what the first to leave says is saved has been
                 raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
         assert run.metrics is not None

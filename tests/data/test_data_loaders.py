@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,21 @@ def test_a_batch_without_images_is_packed_too() -> None:
     empty = Batch(unreadable=["one.jpg: broken"])
     again = pickle.loads(pickle.dumps(empty))
     assert same(again, empty) and again.images == [] and again.targets == []
+
+
+def test_a_program_that_fails_does_not_wait_for_its_loaders(tmp_path: Path) -> None:
+    """They heed no SIGTERM, which Python sends them at its end before it waits for them."""
+    program = f"""
+from pathlib import Path
+from gid_cuda.config import GeneratedConfig
+from gid_cuda.data import DetectionDataset, build_loader
+from gid_cuda.data.coco import read_coco
+from gid_cuda.data.generated import generate
+folder = generate(GeneratedConfig(train_images=2, val_images=1, width=64, height=48), Path({str(tmp_path)!r}))
+images = DetectionDataset(read_coco(folder / "train.json", folder / "train", None))
+batches = iter(build_loader(images, batch_size=1, workers=2, train=True))
+next(batches)
+raise RuntimeError("out of memory")
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 1 and run.stderr.rstrip().endswith("RuntimeError: out of memory")

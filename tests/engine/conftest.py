@@ -29,11 +29,17 @@ def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Starts real processes quickly."""
+def whole_session_zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     zygote = Zygote(tmp_path_factory.mktemp("processes"))
     yield zygote
     zygote.close()
+
+
+@pytest.fixture
+def zygote(whole_session_zygote: Zygote) -> Iterator[Zygote]:
+    """Starts real processes quickly, and ends those that a test leaves."""
+    yield whole_session_zygote
+    whole_session_zygote.end_all()
 
 
 @pytest.fixture(scope="module")

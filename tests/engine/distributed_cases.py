@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from engine_helpers import distilled_config, plain_config
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from zygote import PATIENCE
 
 from gid_cuda.config import Config
 from gid_cuda.distill.selection import keep_instances
@@ -39,6 +42,7 @@ CASES: dict[str, list[str]] = {
 EMPTY = ["retinanet", "fcos", "fcos_torchvision", "faster_rcnn", "gid", "fine_grained"]
 UNLABELLED = ["retinanet", "retinanet_torchvision", "fcos", "fcos_torchvision", "gid"]
 Result = dict[str, Any]
+Way = str
 
 
 def config_of(case: str, data: Path, teacher: Path, folder: Path) -> Config:
@@ -48,10 +52,12 @@ def config_of(case: str, data: Path, teacher: Path, folder: Path) -> Config:
     return distilled_config(data, folder / case, teacher, *COMMON, *own)
 
 
-def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Sequence[int] = ()) -> Result:
+def one_step(
+    case: str, data: Path, teacher: Path, folder: Path, *, empty: Sequence[int] = (), way: Way = ""
+) -> Result:
     """Gradients after the backward of the first step, logged values, sizes of the images.
 
-    empty: places in the batch whose images have no instance, and no ground truth either."""
+    empty: places in the batch whose images have no instance, and no ground truth either. way: see `rounding`."""
     config = config_of(case, data, teacher, folder)
     train_set = build_data(config.data).train
     run = build_run(config, train_set.classes)
@@ -67,6 +73,7 @@ def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Seque
         with distributed.accumulating(run.objective, last=number == len(parts) - 1):
             images, targets = to_device(config, run, part, number)
             targets = [_nothing(target) if no else target for target, no in zip(targets, none, strict=True)]
+            images, targets, none = _presented(way, images, targets, none)
             _without_instances(run, none)
             losses, others = trainer.compute_losses(config, run, images, targets)
             total = torch.stack(list(losses.values())).sum()
@@ -78,7 +85,7 @@ def one_step(case: str, data: Path, teacher: Path, folder: Path, *, empty: Seque
     return {"gradients": gradients, "values": values, "sizes": dict(zip(places, sizes, strict=True))}
 
 
-def one_step_of_unlabelled(case: str, data: Path, teacher: Path, folder: Path) -> Result:
+def one_step_of_unlabelled(case: str, data: Path, teacher: Path, folder: Path, *, way: Way = "") -> Result:
     """As `one_step`, but the images 1, 2 and 3 are unlabelled, so that the second process has no labelled one."""
     config = config_of(case, data, teacher, folder)
     train_set = build_data(config.data).train
@@ -86,6 +93,7 @@ def one_step_of_unlabelled(case: str, data: Path, teacher: Path, folder: Path) -
     batch = next(iter(train_loader(config, run, train_set)))
     images, targets = to_device(config, run, batch)
     known = [target if place == 0 else None for place, target in zip(_places(config), targets, strict=True)]
+    images, known, _ = _presented(way, images, known, [False] * len(known))
     losses, _ = trainer.compute_losses(config, run, images, known)
     sum(losses.values()).backward()
     return {"gradients": [p.grad.clone() for p in run.parameters]}
@@ -149,6 +157,52 @@ def averaged_weights(data: Path, folder: Path) -> Result:
     return {"average": within, "student": [buffer.unique().tolist() for buffer in statistics]}
 
 
+WAYS = {"turned": 1, "other kernels": 2, "next number": 3}  # by how many places a part's images are turned
+
+
+def _presented(
+    way: Way, images: ImageList, targets: list[Any], none: list[bool]
+) -> tuple[ImageList, list[Any], list[bool]]:
+    order = [(place + WAYS.get(way, 0)) % len(none) for place in range(len(none))]
+    sizes, targets, none = ([values[place] for place in order] for values in (images.image_sizes, targets, none))
+    tensors = images.tensors[order]
+    if way == "next number":
+        tensors = torch.nextafter(tensors, 2 * tensors)  # zeros, of the padding too, stay
+    return ImageList(tensors, sizes), targets, none
+
+
+def rounding(step: Callable[[Way], Result]) -> list[float]:
+    """How far, at most, each gradient of one process moves where nothing changes but the way it is rounded.
+
+    The same step with a part's images in another order, so that all sums are; by other convolution kernels; and with
+    each number of the images the next one that float32 has, as another rounding of their normalisation would give it.
+    """
+    exact, most = step("")["gradients"], None
+    for way in WAYS:
+        torch.backends.mkldnn.enabled = way != "other kernels"
+        try:
+            found = step(way)["gradients"]
+        finally:
+            torch.backends.mkldnn.enabled = True
+        away = [float((a - b).abs().max()) for a, b in zip(found, exact, strict=True)]
+        most = away if most is None else [max(pair) for pair in zip(most, away, strict=True)]
+    return most or []
+
+
+def roundings(data: Path, teacher: Path, folder: Path) -> dict[str, list[float]]:
+    where = (data, teacher, folder)
+    found = {case: rounding(lambda way, case=case: one_step(case, *where, way=way)) for case in CASES}
+    for case in EMPTY:
+        found[f"{case}, second half empty"] = rounding(
+            lambda way, case=case: one_step(case, *where, empty=(2, 3), way=way)
+        )
+    for case in UNLABELLED:
+        found[f"{case}, unlabelled"] = rounding(
+            lambda way, case=case: one_step_of_unlabelled(case, *where, way=way)
+        )
+    return found
+
+
 def _places(config: Config) -> list[int]:
     from gid_cuda.data.sampler import positions
 
@@ -191,5 +245,6 @@ def process(rank: int, port: int, data: Path, teacher: Path, folder: Path) -> No
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed._LONGEST_WAIT = timedelta(seconds=PATIENCE)  # for each other: what hangs shall fail
     with distributed.processes():
         torch.save(everything(data, teacher, folder), folder / f"{rank}.pt")

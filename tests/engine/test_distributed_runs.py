@@ -7,38 +7,35 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_helpers import CONFIGS, tiny_overrides
-from test_distributed import free_port
+from launched import ENVIRONMENT, ROOT, Launched, free_port
+from zygote import PATIENCE
 
 from gid_cuda.engine.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
-ROOT = CONFIGS.parent
 TINY = ["model.norm=frozen", "input.min_size=[48,64]", "train.batch_size=4"]
+Torchrun = Callable[..., Launched]
+needs_proc = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
 
 
-def torchrun(*arguments: str, script: str = "train.py", restarts: int = 0) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()),
-        "--max-restarts", str(restarts), str(ROOT / "scripts" / script), "--cfg", str(CONFIGS / "demo_student.yaml"),
-        *arguments,
-    ]  # fmt: skip
-    paths = {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        command, env={**os.environ, **paths, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
+    runs: list[Launched] = []
 
+    def start(*arguments: str, **more: Any) -> Launched:
+        runs.append(Launched(tmp_path / "said", *arguments, **more))
+        return runs[-1]
 
-def finished(run: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = run.communicate(timeout=900)
-    return run.returncode, out, err
+    yield start
+    for run in runs:
+        run.end()
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -46,14 +43,14 @@ def steps(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in map(json.loads, lines) if entry["kind"] == "train"]
 
 
-def test_two_processes_train_and_evaluate_as_one(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_and_evaluate_as_one(torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
     """The same losses and AP as one process; each line once; a folder as of one process."""
     from gid_cuda.config import load_config
     from gid_cuda.engine.trainer import train
 
     more = [*TINY, "train.steps=4", "train.eval_every=2"]
     two, one = tmp_path / "two", tmp_path / "one"
-    status, out, err = finished(torchrun(*tiny_overrides(data, two, *more)))
+    status, out, err = torchrun(*tiny_overrides(data, two, *more)).finished()
     assert status == 0, err
     assert out.count("step 4/4") == 1 and out.count("processes: 2, each with 2 of a step's 4 images") == 1
     result = train(load_config(CONFIGS / "demo_student.yaml", tiny_overrides(data, one, *more)))
@@ -68,13 +65,13 @@ def test_two_processes_train_and_evaluate_as_one(data: Path, tmp_path: Path) -> 
         torch.testing.assert_close(a["model"][key], value, rtol=1e-3, atol=1e-4)
     assert len(a["resume"]["random_of_others"]) == 1 and b["resume"]["random_of_others"] == []
     arguments = ["--weights", str(one / "best.pt"), *tiny_overrides(data, two, *more)]
-    status, out, err = finished(torchrun(*arguments, script="evaluate.py"))
+    status, out, err = torchrun(*arguments, script="evaluate.py").finished()
     assert status == 0 and out.count("AP50") == 1
     assert f"{result['AP']:.1f}" in out
 
 
 @pytest.mark.parametrize("mistake", ["batch", "folder", "unknown key", "argument"])
-def test_a_mistake_is_told_once(mistake: str, data: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_told_once(mistake: str, torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
     overrides = {
         "batch": (["train.batch_size=3"], "cannot be cut into equal parts for 2 processes"),
         "folder": ([], "already holds a run"),
@@ -85,42 +82,28 @@ def test_a_mistake_is_told_once(mistake: str, data: Path, tmp_path: Path) -> Non
     if mistake == "folder":
         (tmp_path / "run" / "last.pt").write_text("of an earlier run")
     arguments, expected = overrides[mistake]
-    status, out, err = finished(torchrun(*tiny_overrides(data, tmp_path / "run", *TINY), *arguments))
+    status, out, err = torchrun(*tiny_overrides(data, tmp_path / "run", *TINY), *arguments).finished()
     assert status != 0 and err.count(expected) == 1 and err.count("error: ") == 1
     assert 'train.py", line' not in err  # torchrun's own report apart, no traceback
 
 
-def worker(launcher: int, rank: int) -> int:
-    """The process id of a rank of this torchrun."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == launcher and f"\0RANK={rank}\0".encode() in (entry / "environ").read_bytes():
-                    return int(entry.name)
-            except OSError:
-                continue
-    raise AssertionError(f"torchrun has no process of rank {rank}")
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
+@needs_proc
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_is_restarted_and_the_run_goes_on(rank: int, data: Path, tmp_path: Path) -> None:
-    """With --overwrite on the command line and an earlier run in the folder: the same weights as undisturbed, and the
-    same average of them."""
+def test_a_killed_worker_is_restarted_and_the_run_goes_on(
+    rank: int, torchrun: Torchrun, data: Path, tmp_path: Path
+) -> None:
+    """With --overwrite on the command line and an earlier run in the folder: the same weights as undisturbed,
+    and the same average of them."""
     more = [*TINY, "train.steps=40", "train.checkpoint_every=2", "train.ema_decay=0.9", "--overwrite"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     killed.mkdir()
     (killed / "last.pt").write_text("of an earlier run")
-    status, _, err = finished(torchrun(*tiny_overrides(data, undisturbed, *more)))
+    status, _, err = torchrun(*tiny_overrides(data, undisturbed, *more)).finished()
     assert status == 0, err
     run = torchrun(*tiny_overrides(data, killed, *more), restarts=1)
-    began = time.monotonic()
-    while len(steps(killed)) < 5:
-        assert run.poll() is None and time.monotonic() - began < 600
-        time.sleep(0.02)
-    os.kill(worker(run.pid, rank), signal.SIGKILL)
-    status, out, err = finished(run)
+    run.until(lambda: len(steps(killed)) >= 5)
+    os.kill(run.worker(rank), signal.SIGKILL)
+    status, out, err = run.finished()
     assert status == 0, err
     assert out.count("resumed after step") == 1 and "Traceback" not in err
     resumed = int(out.partition("resumed after step ")[2].split()[0])
@@ -134,12 +117,78 @@ def test_a_killed_worker_is_restarted_and_the_run_goes_on(rank: int, data: Path,
     assert any(not torch.equal(value, own[key]) for key, value in a["model"].items())
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes in /proc")
-def test_a_restart_does_not_go_on_with_a_run_that_was_refused(data: Path, tmp_path: Path) -> None:
+@needs_proc
+def test_a_restart_does_not_go_on_with_a_run_that_was_refused(torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
     """Without --resume the second attempt refuses an earlier run as the first did."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "last.pt").write_text("of an earlier run")
-    status, out, err = finished(torchrun(*tiny_overrides(data, folder, *TINY), restarts=1))
+    status, out, err = torchrun(*tiny_overrides(data, folder, *TINY), restarts=1).finished()
     assert status != 0 and err.count("already holds a run") == 2 and "resumed" not in out
     assert (folder / "last.pt").read_text() == "of an earlier run"
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_torchrun_is_stopped(name: str, torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
+    """It hands the signal on: the step is finished and saved, told once, and the run goes on from there."""
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    run = torchrun(*tiny_overrides(data, stopped, *TINY, "train.steps=400", "train.schedule=constant"))
+    run.until(lambda: len(steps(stopped)) >= 3)
+    run.send(getattr(signal, name))
+    status, _, err = run.finished()
+    step = load_checkpoint(stopped / "last.pt")["step"]
+    assert status != 0 and 3 <= step < 400 and step == steps(stopped)[-1]["step"]
+    assert err.count(f"stopped by {name}: --resume goes on after step {step}, which is saved") == 1
+    more = [*TINY, f"train.steps={step + 2}", "train.schedule=constant"]
+    for folder, resume in ((undisturbed, []), (stopped, ["--resume"])):
+        status, _, err = torchrun(*tiny_overrides(data, folder, *more), *resume).finished()
+        assert status == 0, err
+    a, b = (load_checkpoint(folder / "last.pt")["model"] for folder in (undisturbed, stopped))
+    assert [key for key, value in a.items() if not torch.equal(value, b[key])] == []
+
+
+NO_ROOM = """
+import runpy, sys, time
+from gid_cuda.engine import trainer
+from gid_cuda.errors import UserError
+
+def refuse(path, content):
+    time.sleep(1)
+    raise UserError(f"no room for {path}")
+
+trainer.save_checkpoint = refuse
+sys.argv[0] = SCRIPT
+runpy.run_path(SCRIPT, run_name="__main__")
+"""
+
+
+@needs_proc
+def test_nothing_is_called_saved_before_it_is(torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
+    """Rank 1, which has nothing to write, would be the first to leave."""
+    script, folder = tmp_path / "no_room.py", tmp_path / "run"
+    script.write_text(f"SCRIPT = {str(ROOT / 'scripts' / 'train.py')!r}\n{NO_ROOM}")
+    run = torchrun(*tiny_overrides(data, folder, *TINY, "train.steps=400"), script=str(script))
+    run.until(lambda: len(steps(folder)) >= 1)
+    run.send(signal.SIGTERM)
+    status, _, err = run.finished()
+    assert status != 0 and err.count("error: no room for") == 1 and "which is saved" not in err
+
+
+def test_another_launcher_begins_anew_each_time(data: Path, tmp_path: Path) -> None:
+    """Its processes have one parent, as those of a restart have; --overwrite means what it says."""
+    said = []
+    for _ in range(2):
+        port, workers = str(free_port()), []
+        for rank in ("0", "1"):
+            command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--cfg", str(CONFIGS / "demo_student.yaml")]
+            given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+            workers.append(
+                subprocess.Popen(
+                    [*command, *tiny_overrides(data, tmp_path / "run", *TINY), "--overwrite"],
+                    env={**os.environ, **ENVIRONMENT, **given, "MASTER_PORT": port}, text=True, stdout=subprocess.PIPE,
+                )
+            )  # fmt: skip
+        said += [worker.communicate(timeout=2 * PATIENCE)[0] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0]
+    assert "resumed" not in "".join(said) and "".join(said).count("step 1/3") == 2

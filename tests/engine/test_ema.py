@@ -231,7 +231,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a negative count": (lambda ema: {**ema, "updates": -1}, "no weights and count of steps"),
     "no weights": (lambda ema: {**ema, "student": None}, "no weights and count of steps"),
     "sparse": (lambda ema: {**ema, "student": {"w": torch.ones(2).to_sparse()}}, "its 'w' is sparse"),
-    "others": (lambda ema: {**ema, "student": {"w": torch.ones(2)}}, "weights do not fit the model .*begin anew"),
+    "others": (lambda ema: {**ema, "student": {"w": torch.ones(2)}}, "cannot be resumed .*begin anew"),
 }
 
 

@@ -158,7 +158,7 @@ thread = threading.Thread(target=elsewhere)
 thread.start()
 thread.join()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gid_cuda.engine.log import RunLog
+from gid_cuda.errors import UserError
+from gid_cuda.files import write_text
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -104,3 +108,49 @@ def test_a_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None
     with RunLog(tmp_path, start_step=1, steps=2, every=1) as log:
         log.train(2, {"loss": 1.0}, lr=0.1, images=8)
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
+
+
+FULL = Path("/dev/full")  # takes nothing, as a full disk does
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+TOLD = "the log in .* could not be written .No space left.*checkpoints that are there are intact.*--resume"
+
+
+@needs_full
+def test_a_full_disk_is_told_in_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    hook = threading.excepthook
+    with pytest.raises(UserError, match=TOLD):
+        with RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
+            log._file = open(FULL, "w", buffering=1)
+            log.train(1, {"loss": 1.0}, lr=0.1, images=8)
+    assert threading.excepthook is hook and capsys.readouterr().err == ""
+
+
+@needs_full
+def test_tensorboards_thread_has_nothing_to_add(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(UserError, match=TOLD):
+        with RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
+            (events,) = (tmp_path / "tensorboard").iterdir()
+            events.unlink()
+            events.symlink_to(FULL)
+            for step in range(1, 200):
+                log.train(step, {"loss": 1.0}, lr=0.1, images=8)
+                time.sleep(0.005)
+    assert step < 199 and "Traceback" not in capsys.readouterr().err
+
+
+@needs_full
+def test_what_ends_a_run_on_a_full_disk_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
+        log._file = open(FULL, "w")
+        log._file.write("not on the disk yet")
+        raise KeyboardInterrupt
+
+
+@needs_full
+def test_a_text_that_finds_no_room(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "old")
+    (tmp_path / ".x.part").symlink_to(FULL)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_text(tmp_path / "x", "new")
+    assert raised.value.filename == str(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"

@@ -109,7 +109,7 @@ def test_as_a_program_of_its_own(tmp_path: Path) -> None:
     """Executable, from any folder."""
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({"output": "run"}))
     command = [sys.executable, str(SCRIPTS / "train.py"), "--cfg", "x.yaml"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert ended.stderr == "error: x.yaml: data is missing\nx.yaml: train is missing\n"
     for script in ("train.py", "evaluate.py"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+PATIENCE = 100.0  # seconds, for what takes a few: beyond it something hangs, as on a full disk
+LATE = 1000  # in place of an exit status
 
 
 @dataclass
@@ -34,14 +38,16 @@ class Process:
     def children(self) -> list[int]:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
-    def wait(self) -> int:
-        """The exit status, negative for the signal that killed it."""
-        return _ask(self.zygote, {"wait": self.pid})
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit status, negative for the signal that killed it; fails where it does not end in time."""
+        status = _ask(self.zygote, {"wait": self.pid, "seconds": seconds})
+        assert status != LATE, f"it did not end within {seconds} s: {self.said()}{self.err.read_text()}"
+        return status
 
     def said(self) -> str:
         return self.out.read_text()
 
-    def until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         """Waits for it; fails where the process ends first, or takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
@@ -67,32 +73,64 @@ class Zygote:
         pid = _ask(self._zygote, {"argv": [str(script), *arguments], "out": str(out), "err": str(err)})
         return Process(self._zygote, pid, out, err)
 
+    def end_all(self) -> None:
+        """Whatever a test that failed has left running, or stopped."""
+        _ask(self._zygote, {"end": True})
+
     def close(self) -> None:
+        self.end_all()
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
-        self._zygote.wait()
+        self._zygote.wait(PATIENCE)
 
 
 def _ask(zygote: subprocess.Popen[str], request: dict[str, Any]) -> int:
     assert zygote.stdin is not None and zygote.stdout is not None
     zygote.stdin.write(json.dumps(request) + "\n")
     zygote.stdin.flush()
-    return int(zygote.stdout.readline())
+    answer = zygote.stdout.readline()
+    assert answer, f"the process that starts others has ended: {zygote.poll()}"
+    return int(answer)
 
 
 def _main() -> None:
     import gid_cuda.engine.trainer  # noqa: F401
 
+    children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
-            continue
-        pid = os.fork()
-        if pid == 0:
-            _become(request)
-            return
-        print(pid, flush=True)
+            status = _status(request["wait"], request["seconds"])
+            children.discard(request["wait"])
+            print(status, flush=True)
+        elif "end" in request:
+            for pid in children:
+                _status(pid, 0)
+            children.clear()
+            print(0, flush=True)
+        else:
+            pid = os.fork()
+            if pid == 0:
+                _become(request)
+                return
+            children.add(pid)
+            print(pid, flush=True)
+
+
+def _status(pid: int, seconds: float) -> int:
+    """How that child has ended; LATE, and killed with its loaders, where it has not within these seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= deadline:
+            with contextlib.suppress(ProcessLookupError):  # it has not become a group's first yet
+                os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return LATE
+        time.sleep(0.005)
 
 
 def _become(request: dict[str, Any]) -> None:

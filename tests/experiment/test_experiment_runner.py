@@ -322,5 +322,5 @@ def test_how_a_run_failed_is_remembered_until_it_is_done(workshop: Workshop) -> 
 @pytest.mark.parametrize("text", ["two", "0", "-1", "1.5"])
 def test_jobs_are_a_whole_number(text: str) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "experiment.py"), "--cfg", "x.yaml", "--jobs", text]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2 and f"{text!r} is no number of runs: give a whole number above 0" in ended.stderr

@@ -56,13 +56,16 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     first = subprocess.Popen(command(path), cwd=tmp_path, env=environment)
     teacher = load_experiment(path).runs[0].folder
     deadline = time.monotonic() + 200
-    while not (teacher / "last.pt").exists():  # after its first step
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    first.kill()
-    os.kill(int((teacher / LOCK).read_text()), signal.SIGKILL)
-    first.wait()
-    second = subprocess.run(command(path), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    try:
+        while not (teacher / "last.pt").exists():  # after its first step
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        first.kill()
+        if (teacher / LOCK).exists():
+            os.kill(int((teacher / LOCK).read_text()), signal.SIGKILL)
+        first.wait()
+    second = subprocess.run(command(path), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert second.returncode == 0, second.stderr
     assert "resumed after step" in (teacher / LOG).read_text()
     out = tmp_path / "out"
@@ -72,7 +75,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     for name in ("curves.png", "gid/instances.png", "plain/instances.png"):
         assert min(Image.open(out / "pictures" / name).size) > 200
     assert (out / "report.html").read_text().count("data:image/png") == 3
-    third = subprocess.run(command(path), cwd=tmp_path, env=environment, capture_output=True, text=True)
+    third = subprocess.run(command(path), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert third.returncode == 0 and "begins" not in third.stdout
 
 
