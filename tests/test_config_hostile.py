@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gid_cuda.config import load_config
+from gid_cuda.config import config_to_dict, load_config
+from gid_cuda.config_file import dump_yaml, parse_yaml, read_text
 from gid_cuda.errors import UserError
 from gid_cuda.experiment.schema import read_matrix
 
@@ -77,3 +79,23 @@ def test_many_mistakes_are_told_soon(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="and 2995 more"):
         load_config(tmp_path / "c.yaml")
     assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize(
+    "text", ["1e999", "no", "012", "12:30", ".5", "~", "", "none", "2001-01-01", "x: y", "0x1", "é #"]
+)
+def test_a_text_that_looks_like_something_else_is_that_text_in_a_written_config(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    value = {"output": text, "classes": [text, 1e-5, 1e300, 3, True, None]}
+    file.write_text(dump_yaml(value), encoding="utf-8")
+    assert parse_yaml(read_text(file), "c.yaml") == value
+    older = yaml.safe_load(dump_yaml(value))
+    assert older["output"] == text and older["classes"][0] == text
+
+
+def test_a_run_folder_named_like_a_number_is_opened_again(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD)
+    config = load_config(file, ["output='1e999'"])  # hypothesis found it
+    file.write_text(dump_yaml(config_to_dict(config)))
+    assert load_config(file) == config

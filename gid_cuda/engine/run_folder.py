@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gid_cuda.config import Config, config_from_dict, config_to_dict
+from gid_cuda.config_file import dump_yaml
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.run import Progress
 from gid_cuda.errors import UserError
@@ -63,7 +62,7 @@ def open_folder(config: Config, *, overwrite: bool) -> Path:
             for name in _FILES:
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(config_to_dict(config), sort_keys=False))
+        write_text(folder / "config.yaml", dump_yaml(config_to_dict(config)))
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
     return folder

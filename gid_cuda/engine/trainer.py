@@ -77,8 +77,7 @@ def _train(
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
     distributed.on_main(lambda: write_run_record(folder, config, classes, step=progress.step))
-    # Closed whatever happens: an error's traceback keeps its frames, and with them loader processes, which heed no
-    # SIGTERM, so that Python would wait for them without end.
+    # Closed whatever happens: an error's traceback keeps its frames, and with them loader processes.
     with _open_log(config, run, folder) as log, closing(step_batches(config, run, data, log)) as batches:
         for line in describe(config, run, data):
             log.say(line)

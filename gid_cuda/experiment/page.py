@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import yaml
-
 from gid_cuda.config import config_to_dict
+from gid_cuda.config_file import dump_yaml
 from gid_cuda.experiment.matrix import TEACHER, Experiment
 from gid_cuda.experiment.page_style import STYLE
 from gid_cuda.experiment.page_tables import duration, numbers_table, runs_table, settings_table
@@ -111,7 +110,7 @@ def _settings(experiment: Experiment) -> str:
     for detector in experiment.detectors:
         for name in (TEACHER, *(row.name for row in experiment.rows)):
             for run in experiment.runs_of(detector, name)[:1]:
-                text = yaml.safe_dump(config_to_dict(run.config), sort_keys=False)
+                text = dump_yaml(config_to_dict(run.config))
                 parts.append(
                     f"<details><summary>config of {escape(run.title)}</summary><pre>{escape(text)}</pre></details>"
                 )

@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import yaml
-
 from gid_cuda.config import config_to_dict
+from gid_cuda.config_file import dump_yaml
 from gid_cuda.experiment import process
 from gid_cuda.experiment.machine import describe_machine
 from gid_cuda.experiment.matrix import Experiment, PlannedRun
@@ -132,7 +131,7 @@ class Runner:
         if state.kind == "done" or state.kind == "changed" and not self._redo:
             lock.close()
             return False
-        write_text(run.folder / CONFIG, yaml.safe_dump(config_to_dict(run.config), sort_keys=False))
+        write_text(run.folder / CONFIG, dump_yaml(config_to_dict(run.config)))
         if state.kind == "changed":
             forget(run)  # before the note speaks of the new teacher: killed now, the old numbers would pass for its own
         note = read_note(run) if state.kind == "unfinished" else {}

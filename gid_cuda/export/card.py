@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torchvision
-import yaml
 
 from gid_cuda import __version__
 from gid_cuda.config import DataConfig, InputConfig, ModelConfig, SplitConfig, config_to_dict
+from gid_cuda.config_file import dump_yaml
 from gid_cuda.export.detect import boxes_file
 from gid_cuda.export.student import Model
 from gid_cuda.export.torchvision_code import torchvision_code
@@ -55,7 +55,7 @@ def model_card(
         "## Training",
         f"{model.step} steps; torch {torch.__version__}, torchvision {torchvision.__version__}, Python "
         f"{platform.python_version()} at the export. The config, without the folders of its machine:\n\n"
-        f"```yaml\n{yaml.safe_dump(_config(model), sort_keys=False)}```",
+        f"```yaml\n{dump_yaml(_config(model))}```",
         "## Licence",
         "To be filled in by whoever passes this model on: data, teacher and pretrained weights may each bind it.",
     ]

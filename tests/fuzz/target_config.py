@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from odd import ANYTHING, TEXT
@@ -74,7 +73,7 @@ def make(folder: Path) -> Callable[[], None]:
         _refused_or(lambda: read_matrix(file), MatrixConfig)
         config = _refused_or(lambda: load_config(file, overrides), Config)
         if isinstance(config, Config):
-            file.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+            file.write_text(config_file.dump_yaml(config_to_dict(config)), encoding="utf-8")
             assert load_config(file) == config
 
     return target
