@@ -70,6 +70,12 @@ def stages(python: str, out: Path) -> list[Stage]:
         _sanitized(python, "memcheck", _SMALL, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, ["--report-api-errors", "no"]),
         _sanitized(python, "racecheck", _FLOAT32, {}, ["--racecheck-report", "all"]),
         Stage("step", [*bench, "--device", "cuda", *step, "--json", str(out / "gpu-step.json")], 90, extra=True),
+        Stage(
+            "switches",
+            [*bench, "--device", "cuda", *step, "--switches", "--json", str(out / "switches_gpu.json")],
+            120,
+            extra=True,
+        ),
         Stage("compiled", [*bench, "--device", "cuda", "--json", str(out / "gpu-compiled.json")], 200, extra=True),
     ]
 

@@ -125,8 +125,12 @@ def loop(results: dict[str, Any]) -> str:
 
 
 def _padding(rows: list[dict[str, Any]]) -> str:
-    (own, other), name = next((row["padding"], row["name"]) for row in rows if "group" in row["name"])
-    return f"{name} is timed on drawn images, half of them tall: {own:.0%} of the pixels are padding, else {other:.0%}."
+    """The last sentence, where that setting was timed."""
+    grouped = [(row["name"], *row["padding"]) for row in rows if "group" in row["name"]]
+    return "".join(
+        f"{name} is timed on drawn images, half of them tall: {own:.0%} of the pixels are padding, else {other:.0%}."
+        for name, own, other in grouped
+    )
 
 
 def _ratio(row: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -121,6 +121,7 @@ def test_torch_compile_runs_and_agrees(tmp_path: Path, monkeypatch: pytest.Monke
         (["--plot", "sweep.png"], "error: --plot draws the sweep: add --sweep"),
         (["--step"], "error: --step needs a config: add --cfg FILE"),
         (["train.lr=1"], "error: train.lr=1 is for the training step: add --step"),
+        (["--switches"], "error: --switches is for the training step: add --step"),
         (["--cfg", "a.yaml"], "error: --cfg is for the training step: add --step"),
         (["--step", "--cfg", "a.yaml", "--steps", "0"], "error: --steps is 0: give at least 1"),
         (["--json", "."], "error: --json . is a folder: give the name of a file"),

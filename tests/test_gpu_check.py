@@ -54,13 +54,14 @@ def test_all_stages_run_in_order_and_leave_few_files(calls: Path, tmp_path: Path
     out = tmp_path / "out"
     assert gpu_check.check(python(calls), out) == 0
     lines = calls.read_text().splitlines()
-    expected = ["is_available", "pip install", "pytest", "--sweep", "memcheck", "racecheck", "--step", "compiled.json"]
+    expected = ["is_available", "pip install", "pytest", "--sweep", "memcheck", "racecheck"]
+    expected += ["-step.json", "--switches", "compiled.json"]
     assert len(lines) == len(expected)
     assert all(word in line for word, line in zip(expected, lines, strict=True))
     assert "--no-build-isolation --no-deps -e ." in lines[1]
     assert f"--error-exitcode {gpu_check.FOUND_ERRORS}" in lines[4] and "-m pytest" in lines[4]
     summary = (out / "summary.txt").read_text()
-    assert summary.splitlines()[-1] == "all well" and len(summary.splitlines()) == 8
+    assert summary.splitlines()[-1] == "all well" and len(summary.splitlines()) == 9
     assert summary == capsys.readouterr().out.split("\n", 1)[1]
     assert re.search(r"  memcheck +ok, \d+ s; ERROR SUMMARY: 0 errors", summary)
     assert re.search(r"  build +ok, \d+ s; done", summary)
@@ -73,7 +74,7 @@ def test_all_stages_run_in_order_and_leave_few_files(calls: Path, tmp_path: Path
 def test_a_failed_stage_stops_no_other_but_shows_in_the_end(calls: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert gpu_check.check(python(calls, bad="pip install"), out) == 1
-    assert len(calls.read_text().splitlines()) == 8
+    assert len(calls.read_text().splitlines()) == 9
     summary = (out / "summary.txt").read_text()
     assert re.search(r"FAILED build +exit code 3 after \d+ s; no luck", summary)
     assert summary.splitlines()[-1] == f"failed: build; see {out / 'log.txt'}"
@@ -94,14 +95,14 @@ def test_a_stage_that_hangs_is_ended_with_its_children(
 def test_where_no_time_is_left_stages_are_not_begun(calls: Path, tmp_path: Path) -> None:
     assert gpu_check.check(python(calls), tmp_path / "out", seconds=1) == 1
     summary = (tmp_path / "out" / "summary.txt").read_text()
-    assert summary.count("not begun: no time left") == 7
+    assert summary.count("not begun: no time left") == 8
     assert summary.splitlines()[-1].startswith("failed: build, tests, benchmark, memcheck, racecheck; see ")
 
 
 def test_limits_fit_into_nine_minutes() -> None:
     stages = gpu_check.stages("python", Path("out"))
     assert gpu_check.SECONDS < 9 * 60
-    assert {stage.name for stage in stages if stage.extra} == {"step", "compiled"}
+    assert {stage.name for stage in stages if stage.extra} == {"step", "switches", "compiled"}
     assert all(stage.limit <= 200 for stage in stages)
 
 

@@ -54,3 +54,14 @@ def test_a_damaged_file_is_told(
         readme.table(name, "x.json")
     assert str(caught.value).startswith(f"error: {path} ")
     assert name != "methods" or told in str(caught.value)
+
+
+def test_settings_of_the_loop_as_far_as_they_were_timed() -> None:
+    machine = {"device": "some CPU", "threads": 2, "torch": "2", "commit": "abc", "date": "today"}
+    timed = {"name": "train.compile", "setting": "off", "step_s": 0.2, "other_s": 0.1, "ratio": 0.51, "padding": [0, 0]}
+    group = {**timed, "name": "data.group_by_aspect", "setting": "on", "padding": [0.1, 0.25]}
+    head = {"machine": machine, "config": "c.yaml", "images": 4, "steps": 20}
+    some = readme.loop({**head, "switches": [timed]})
+    assert "| train.compile: off | 200 ms | 100 ms | 0.51x |" in some
+    assert "padding" not in some and "4 images a step, some CPU, 2 CPU threads" in some
+    assert "10% of the pixels are padding, else 25%" in readme.loop({**head, "switches": [timed, group]})
