@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 def seed_of_commit() -> int:
     """New examples for each commit, and the same ones wherever that commit is tested; 0 outside git."""
-    told = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        told = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git
+        return 0
     return int(told.stdout.strip()[:7] or "0", 16)
 
 
