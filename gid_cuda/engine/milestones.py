@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gid_cuda.config import Config, config_to_dict
 from gid_cuda.data import DetectionDataset
@@ -52,11 +53,16 @@ def evaluate_run(
 
 
 def save_run(path: Path, config: Config, run: Run, classes: list[str], *, resumable: bool = True) -> None:
-    """Called by all processes, as each has random states of its own; rank 0 writes."""
+    """Called by all processes, as each has random states of its own. Rank 0 writes, and all go on once it has: none
+    leaves, and says that nothing is lost, before that is so."""
     run.average_running_statistics()
     state = run.resume_state() if resumable else None
-    if not distributed.is_main():
-        return
+    if distributed.is_main():
+        _write(path, config, run, classes, state)
+    distributed.barrier()
+
+
+def _write(path: Path, config: Config, run: Run, classes: list[str], state: dict[str, Any] | None) -> None:
     content = {
         "model": run.model_state(),
         "classes": classes,

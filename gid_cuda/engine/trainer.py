@@ -131,7 +131,6 @@ def _train(
             if stopping or owes_evaluation(config, run) or due(progress.step, settings.checkpoint_every):
                 save_run(folder / "last.pt", config, run, classes)
             if stopping:
-                distributed.barrier()  # what the first to leave says is saved has been
                 raise interrupt.stopped(f"--resume goes on after step {progress.step}, which is saved")
 
         assert run.metrics is not None

@@ -149,30 +149,41 @@ def test_torchrun_is_stopped(name: str, torchrun: Torchrun, data: Path, tmp_path
 
 
 NO_ROOM = """
-import runpy, sys, time
-from gid_cuda.engine import trainer
+import runpy, signal, sys, time
+from gid_cuda.engine import milestones, trainer
 from gid_cuda.errors import UserError
+
+save = trainer.save_run
+
+def save_and_be_stopped(*arguments):
+    save(*arguments)
+    signal.raise_signal(signal.SIGTERM)
 
 def refuse(path, content):
     time.sleep(1)
     raise UserError(f"no room for {path}")
 
-trainer.save_checkpoint = refuse
+milestones.save_checkpoint, trainer.save_run = refuse, save_and_be_stopped
 sys.argv[0] = SCRIPT
 runpy.run_path(SCRIPT, run_name="__main__")
 """
 
 
 @needs_proc
-def test_nothing_is_called_saved_before_it_is(torchrun: Torchrun, data: Path, tmp_path: Path) -> None:
-    """Rank 1, which has nothing to write, would be the first to leave."""
+@pytest.mark.parametrize("eval_every", [0, 1])
+def test_nothing_is_called_saved_before_it_is(
+    eval_every: int, torchrun: Torchrun, data: Path, tmp_path: Path
+) -> None:
+    """Rank 1, which has nothing to write, would be the first to leave: after its step, or out of the evaluation."""
     script, folder = tmp_path / "no_room.py", tmp_path / "run"
     script.write_text(f"SCRIPT = {str(ROOT / 'scripts' / 'train.py')!r}\n{NO_ROOM}")
-    run = torchrun(*tiny_overrides(data, folder, *TINY, "train.steps=400"), script=str(script))
-    run.until(lambda: len(steps(folder)) >= 1)
-    run.send(signal.SIGTERM)
+    more = [*TINY, "train.steps=400", f"train.eval_every={eval_every}"]
+    run = torchrun(*tiny_overrides(data, folder, *more), script=str(script))
+    if not eval_every:  # else the first step is followed by an evaluation, before which all is saved
+        run.until(lambda: len(steps(folder)) >= 1)
+        run.send(signal.SIGTERM)
     status, _, err = run.finished()
-    assert status != 0 and err.count("error: no room for") == 1 and "which is saved" not in err
+    assert status != 0 and err.count("error: no room for") == 1 and "stopped by" not in err
 
 
 def test_another_launcher_begins_anew_each_time(data: Path, tmp_path: Path) -> None:
