@@ -139,12 +139,12 @@ class RunLog:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self._path.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
                 if entry["step"] < step + (entry["kind"] != "eval" or not evaluating):
-                    kept.append(line.rstrip("\n") + "\n")  # of the last line, it may be what was not written any more
-            except (ValueError, KeyError):  # the line that was being written when the process was killed
+                    kept.append(line.decode() + "\n")
+            except (ValueError, KeyError, TypeError, RecursionError):  # cut where the process was killed, or damaged
                 continue
         write_text(self._path, "".join(kept))
 

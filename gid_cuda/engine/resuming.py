@@ -37,7 +37,10 @@ def _check_progress(content: dict[str, Any]) -> None:
     step = progress["step"]
     if isinstance(step, bool) or not isinstance(step, int) or step < 0 or step != content["step"]:
         raise ValueError(f"it says that {step!r} steps are done, and {content['step']!r}")
-    if metrics is not None and not isinstance(metrics["step"], int):
+    for name, value in progress.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} is {value!r}, and no number")
+    if metrics is not None and not (isinstance(metrics["step"], int) and metrics["per_class"] is not None):
         raise ValueError(f"its metrics are of step {metrics['step']!r}")
 
 
@@ -46,6 +49,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, torch.Tensor | int | float | None):
+                    raise ValueError(f"{name} is a {type(value).__name__}")
                 if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape != parameter.shape:
                     raise ValueError(f"{name} of shape {tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
 

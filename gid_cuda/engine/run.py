@@ -82,7 +82,7 @@ class Run:
         Returns what is to be told. Raises anything where the content does not fit: see `resuming.restore`."""
         saved = content["resume"]
         notes = self._restore_student(content["model"], saved.get("ema"))
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self._restore_optimizer(saved["optimizer"])
         if saved["scaler"]:  # empty where it was off: on the CPU, or before train.amp became fp16
             self.scaler.load_state_dict(saved["scaler"])
         if self.criterion is not None:
@@ -91,6 +91,12 @@ class Run:
         # Of the average, where there was one: once that is dropped, they are not this model's.
         self.metrics = content["metrics"] if self.average is not None or saved.get("ema") is None else None
         return notes
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        """Momenta and the like; what is set (weight decay, betas) stays the config's, which may have been changed."""
+        (group,) = self.optimizer.param_groups
+        groups = [{**group, "params": old["params"]} for old in saved["param_groups"]]
+        self.optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
 
     def _restore_student(self, model: dict[str, Any], ema: dict[str, Any] | None) -> list[str]:
         self.student.load_state_dict(model)

@@ -153,7 +153,7 @@ def boxes_of_classes(rois, logits, deltas, size, settings):
     logits = logits - logits.max(axis=1, keepdims=True)
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     rows, labels = np.nonzero(scores[:, 1:] > settings["score_thresh"])
-    encoded = deltas.reshape(len(rois), -1, 4)[rows, labels + 1]
+    encoded = deltas.reshape(*logits.shape, 4)[rows, labels + 1]
     boxes, scores = clip(decode(encoded, rois[rows], settings["box_weights"]), size), scores[rows, labels + 1]
     kept = large(boxes, LEAST_BOX)
     boxes, scores, labels = boxes[kept], scores[kept], labels[kept]

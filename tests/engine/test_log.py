@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_a_line_without_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x00", b"3", b"null", b'{"kind": "train", "step": "x"}', b"[" * 100_000])
+def test_a_line_that_is_damaged_is_dropped(damage: bytes, tmp_path: Path) -> None:
+    """As a machine that loses power leaves it, or a person."""
+    whole = [b'{"kind": "train", "step": %d, "loss": 2.0}' % step for step in (1, 2)]
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([whole[0], damage, whole[1]]))
+    with RunLog(tmp_path, start_step=2, steps=3, every=1):
+        pass
+    assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
+
+
 FULL = Path("/dev/full")  # takes nothing, as a full disk does
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 TOLD = "the log in .* could not be written .No space left.*checkpoints that are there are intact.*--resume"
@@ -130,8 +141,8 @@ def test_tensorboards_thread_has_nothing_to_add(tmp_path: Path, capsys: Any) -> 
     with pytest.raises(UserError, match=TOLD):
         with RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
             (events,) = (tmp_path / "tensorboard").iterdir()
-            events.unlink()
-            events.symlink_to(FULL)
+            (tmp_path / "full").symlink_to(FULL)
+            os.replace(tmp_path / "full", events)  # in one move: the thread would make a file that is gone anew
             for step in range(1, 200):
                 log.train(step, {"loss": 1.0}, lr=0.1, images=8)
                 time.sleep(0.005)

@@ -21,8 +21,8 @@ GONE = object()
 DAMAGES: dict[str, tuple[str, Any, str]] = {
     "no classes": ("classes", GONE, "has no classes: it is damaged"),
     "no metrics": ("metrics", GONE, "has no metrics: it is damaged"),
-    "odd metrics": ("metrics", 3, "cannot be resumed"),
-    "odd state": ("resume", [1], "cannot be resumed"),
+    "odd metrics": ("metrics", 3, "has something else than an evaluation's numbers as its metrics"),
+    "odd state": ("resume", [1], "has a list as its resume"),
     "no optimizer": ("resume.optimizer", GONE, r"\(it has no 'optimizer'\)"),
     "no groups": ("resume.optimizer.param_groups", [], "a different number of parameter groups"),
     "a momentum of another shape": (
@@ -30,6 +30,9 @@ DAMAGES: dict[str, tuple[str, Any, str]] = {
     ),
     "another version's progress": ("resume.progress.more", 1, "unexpected keyword argument 'more'"),
     "a text for a step": ("resume.progress.step", "x", "it says that 'x' steps are done, and 1"),
+    "a text for the seconds": ("resume.progress.seconds", "x", "seconds is 'x', and no number"),
+    "half the metrics": ("metrics", {"step": 1, "AP": 3.0}, r"\(it has no 'per_class'\)"),
+    "a momentum of text": ("resume.optimizer.state.0.exp_avg", "x", "exp_avg is a str"),
     "other steps": ("resume.progress.step", 7, "it says that 7 steps are done, and 1"),
     "no random states": ("resume.random", {}, r"\(it has no 'torch'\)"),
     "a random state cut short": ("resume.random.torch", torch.zeros(3, dtype=torch.uint8), "cannot be resumed"),
@@ -58,9 +61,20 @@ def test_a_damaged_training_state(damage: str, last: dict[str, Any], data: Path,
         place[name] = value
     save_checkpoint(tmp_path / "last.pt", content)
     before = sorted(p.name for p in tmp_path.iterdir())
-    with pytest.raises(UserError, match=f"last.pt .*{told}.*begin anew with --overwrite"):
+    with pytest.raises(UserError, match=f"last.pt .*{told}.*(begin anew with --overwrite|give another)"):
         train(plain_config(data, tmp_path, "train.steps=2"), resume=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_the_optimizer_s_settings_are_the_config_s(last: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """torch would take them from the file, and the config beside the run would say what was not done."""
+    content = copy.deepcopy(last)
+    del content["resume"]["optimizer"]["param_groups"][0]["betas"]  # as of another version of torch
+    save_checkpoint(tmp_path / "last.pt", content)
+    train(plain_config(data, tmp_path, "train.steps=2", "train.weight_decay=0.5"), resume=True)
+    (group,) = load_checkpoint(tmp_path / "last.pt")["resume"]["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0.5 and group["betas"] == (0.9, 0.999)
+    assert last["resume"]["optimizer"]["param_groups"][0]["weight_decay"] == 0.05
 
 
 def test_a_best_pt_of_another_kind_is_no_best(last: dict[str, Any], data: Path, tmp_path: Path) -> None:

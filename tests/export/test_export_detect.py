@@ -127,6 +127,16 @@ def test_no_detection_is_no_mistake(kind: str) -> None:
     assert found["boxes"].shape == (0, 4) and found["scores"].shape == found["labels"].shape == (0,)
 
 
+def test_no_proposal_is_no_mistake() -> None:
+    """As of weights that are NaN."""
+    config = tiny_config("faster_rcnn")
+    detector = bold(build_detector(config.model, config.input, CLASSES))
+    with torch.no_grad():
+        detector.rpn.head.bbox_pred.bias.fill_(torch.nan)
+    found = _torch_as_session(detector, picture(90, 90), settings(Model(detector, config, CLASSES)))
+    assert found["boxes"].shape == (0, 4) and found["scores"].shape == found["labels"].shape == (0,)
+
+
 def test_images_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match=r"image is float32 of shape \(4, 4, 3\), expected uint8"):
         detect.prepare(np.zeros((4, 4, 3), np.float32), {"min_size": 8, "max_size": 8, "mean": [0, 0, 0]})
