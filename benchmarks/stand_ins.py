@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from gid_cuda.config import Config, DataConfig, GeneratedConfig, ModelConfig, SplitConfig
 from gid_cuda.data.generated import generate
+from gid_cuda.data.scenes import CLASSES
 
 COCO_CLASSES = 80
 _FILE_WIDTH = 640  # of COCO's photographs
@@ -39,8 +40,9 @@ def with_stand_ins(config: Config, folder: Path) -> tuple[Config, list[str]]:
     return config.model_copy(update=changes), notes
 
 
-def both_orientations(config: Config, folder: Path) -> Config:
-    """The config with drawn images in place of its own, half of them wide and half of them tall."""
+def both_orientations(config: Config, folder: Path, classes: int) -> Config:
+    """The config with drawn images in place of its own, half of them wide and half of them tall. classes: at most so
+    many of those that are drawn have boxes."""
     data, images = config.data, max(_LEAST_IMAGES, 8 * config.train.batch_size)
     long = max(data.generated.width, data.generated.height) if data.format == "generated" else _FILE_WIDTH
     short = round(long * config.input.min_size[-1] / config.input.max_size)
@@ -48,14 +50,16 @@ def both_orientations(config: Config, folder: Path) -> Config:
     for width, height in ((long, short), (short, long)):
         drawn = GeneratedConfig(train_images=images // 2, val_images=1, width=width, height=height)
         sets.append(SplitConfig(root=generate(drawn, folder), annotations=Path("train.json"), images=Path("train")))
-    changes = {"format": "coco", "root": folder, "train": sets, "val": sets[0], "classes": None}
+    changes = {"format": "coco", "root": folder, "train": sets, "val": sets[0], "classes": list(CLASSES)[:classes]}
     whole = {"labeled_fraction": 1.0, "unlabeled": None}
     return config.model_copy(update={"data": data.model_copy(update=changes | whole)})
 
 
-def class_names(config: Config, own: list[str]) -> list[str]:
-    """The data set's `own`; where images stand in for a larger set's, filled up to as many as that has."""
-    if config.data.format == "generated":
+def class_names(config: Config, replaced: Config, own: list[str]) -> list[str]:
+    """The data set's `own`; where images stand in for a larger set's, filled up to as many as that has.
+
+    replaced: `with_stand_ins` of the config."""
+    if config.data.format == "generated" or replaced.data == config.data:
         return own
     wanted = COCO_CLASSES if config.data.classes is None else len(config.data.classes)
     return own + [f"class {number}" for number in range(len(own), wanted)]

@@ -99,11 +99,21 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(config: Config, folder: Path, adapter: Builder | None = None) -> Prepared:
-    """`folder` is for images that are drawn."""
+def prepare(
+    config: Config,
+    folder: Path,
+    adapter: Builder | None = None,
+    other_images: Callable[[Config, Path, int], Config] | None = None,
+) -> Prepared:
+    """`folder` is for images that are drawn. other_images: gives the config others, of at most so many classes; the
+    detectors keep those of its own, which are those of their weights."""
     replaced, notes = with_stand_ins(config, folder)
     dataset = build_dataset(replaced.data, "train")
-    run = build_run(replaced, class_names(config, dataset.classes), adapter=adapter)
+    names = class_names(config, replaced, dataset.classes)
+    if other_images is not None:
+        replaced = other_images(replaced, folder, len(names))
+        dataset = build_dataset(replaced.data, "train")
+    run = build_run(replaced, names, adapter=adapter)
     for detector, name in ((run.student, "model"), (run.teacher, "teacher")):
         if getattr(replaced, name) != getattr(config, name):
             tame(detector)

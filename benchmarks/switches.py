@@ -50,7 +50,7 @@ class Switch:
     name: str
     tell: Callable[[Config], str]
     change: Callable[[Config], Config] = lambda config: config
-    before: Callable[[Config, Path], Config] = lambda config, _: config  # both sides' config
+    other_images: Callable[[Config, Path, int], Config] | None = None  # of both sides, see `step.prepare`
     run: Callable[[Run], None] = lambda _: None  # the other side's, once it is built
     images: Callable[[DetectionDataset], Any] = lambda images: images  # the other side's
     pinned: bool = True
@@ -93,7 +93,9 @@ class FloatImages(Dataset[Sample]):
         return replace(sample, image=sample.image.float())
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["images"], name)
+        if name == "images":  # not there yet: a loader process that is no fork is making it
+            raise AttributeError(name)
+        return getattr(self.images, name)
 
 
 SWITCHES = (
@@ -102,7 +104,7 @@ SWITCHES = (
     Switch("fused optimizer", lambda _: "on", run=_unfuse),
     Switch("uint8 images to the device", lambda _: "on", images=FloatImages),
     Switch("pinned memory", lambda _: "on", pinned=False, cuda_only=True),
-    replace(_flag("group_by_aspect", "data"), before=both_orientations),
+    replace(_flag("group_by_aspect", "data"), other_images=both_orientations),
     Switch(
         "train.ema_decay",
         lambda config: "off" if config.train.ema_decay is None else f"{config.train.ema_decay:g}",
@@ -143,8 +145,10 @@ def measure(
     switch: Switch, config: Config, folder: Path, steps: int, adapter: Builder | None = None
 ) -> dict[str, Any]:
     """Median seconds of a step as configured and with `switch` the other way; `folder` is for images that are drawn."""
-    config = switch.before(config, folder)
-    sides = [_side(config, folder, adapter), _side(switch.change(config), folder, adapter, switch)]
+    sides = [
+        _side(switch, config, folder, adapter, other=False),
+        _side(switch, switch.change(config), folder, adapter, other=True),
+    ]
     times: list[list[float]] = [[], []]
     for number in range(WARM_UP + steps):
         for side, taken in zip(sides, times, strict=True):
@@ -167,13 +171,13 @@ def measure(
     return result
 
 
-def _side(config: Config, folder: Path, adapter: Builder | None, switch: Switch | None = None) -> Side:
-    prepared = prepare(config, folder, adapter)
+def _side(switch: Switch, config: Config, folder: Path, adapter: Builder | None, *, other: bool) -> Side:
+    prepared = prepare(config, folder, adapter, switch.other_images)
     images: Any = prepared.dataset
-    if switch is not None:
+    if other:
         switch.run(prepared.run)
         images = switch.images(images)
-    loader = train_loader(prepared.config, prepared.run, images, pinned=switch is None or switch.pinned)
+    loader = train_loader(prepared.config, prepared.run, images, pinned=switch.pinned or not other)
     return Side(prepared.config, prepared.run, iter(loader))
 
 

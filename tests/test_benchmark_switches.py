@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from test_benchmark_step import CONFIGS, TINY
 from benchmarks import switches
 from benchmarks.stand_ins import both_orientations
 from benchmarks.switches import SWITCHES, FloatImages, Switch
-from gid_cuda.config import Config, config_from_dict, config_to_dict, load_config
+from gid_cuda.config import Config, GeneratedConfig, config_from_dict, config_to_dict, load_config
 from gid_cuda.data import build_dataset
+from gid_cuda.data.generated import generate
+from gid_cuda.data.scenes import CLASSES
+from gid_cuda.detectors.build import build_detector
+from gid_cuda.engine.checkpoint import save_checkpoint
 
 BY_NAME = {switch.name: switch for switch in SWITCHES}
 COMPILED = "train.compile"  # takes minutes
@@ -58,11 +63,30 @@ def test_images_are_float_and_the_same(tmp_path: Path) -> None:
     assert len(floats) == len(images) and floats.classes == images.classes
     assert floats[1].image.dtype == torch.float32
     assert torch.equal(floats[1].image, images[1].image.float()) and torch.equal(floats[1].boxes, images[1].boxes)
+    again = pickle.loads(pickle.dumps(floats))  # as to a loader process that is no fork
+    assert torch.equal(again[1].image, floats[1].image)
+
+
+@pytest.mark.parametrize("name", ["data.group_by_aspect", "train.channels_last"])
+def test_a_teacher_that_is_there_fits(name: str, tmp_path: Path) -> None:
+    """A data set in COCO's format and with classes of its own, and the teacher that was trained on it."""
+    root = generate(GeneratedConfig(train_images=4, val_images=1, width=96, height=64), tmp_path)
+    split = "{annotations: train.json, images: train}"
+    data = ["data.format=coco", f"data.root={root}", f"data.train={split}", f"data.val={split}"]
+    config = tiny(tmp_path, *data)
+    assert config.teacher is not None
+    untrained = config.teacher.model_copy(update={"weights": None, "backbone_weights": None})
+    weights = build_detector(untrained, config.input, list(CLASSES)).state_dict()
+    content = {"model": weights, "classes": list(CLASSES), "config": config_to_dict(config)}
+    save_checkpoint(tmp_path / "teacher.pt", content)
+    found = switches.measure(BY_NAME[name], config, tmp_path / "drawn", 1)
+    assert found["step_s"] > 0 and found["other_s"] > 0
 
 
 def test_both_orientations_are_drawn(tmp_path: Path) -> None:
-    config = both_orientations(tiny(tmp_path, "train.batch_size=4"), tmp_path)
+    config = both_orientations(tiny(tmp_path, "train.batch_size=4"), tmp_path, 2)
     images = build_dataset(config.data, "train")
+    assert len(images.classes) == 2 and len(images[0].boxes) > 0
     shapes = [tuple(images[i].image.shape[1:]) for i in range(len(images))]
     assert len(shapes) == 32 and shapes.count((64, 96)) == shapes.count((96, 64)) == 16
 

@@ -93,14 +93,19 @@ def test_every_command_of_the_data_page(checkout: Path, monkeypatch: Any, capsys
 @pytest.mark.slow
 def test_every_command_of_the_pages_on_long_runs_shipping_and_trouble(checkout: Path, monkeypatch: Any) -> None:
     """In the order of one run's life. tests/engine has the commands of the page on one's own detector."""
+    from benchmarks import switches
+
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     teacher, _, distilled, *_ = commands(DOCS / "index.md")
-    (resume,), (export,) = commands(DOCS / "long_runs.md"), commands(DOCS / "export.md")
+    (resume, averaged, settings), (export,) = commands(DOCS / "long_runs.md"), commands(DOCS / "export.md")
     (benchmark,) = commands(DOCS / "troubleshooting.md")
-    for words in (teacher, distilled, resume, export, benchmark):
+    kept = [switch for switch in switches.SWITCHES if switch.name != "train.compile"]  # which takes minutes
+    monkeypatch.setattr(switches, "SWITCHES", kept)
+    for words in (teacher, distilled, resume, averaged, export, benchmark, [*settings, "--steps", "1"]):
         run_small(monkeypatch, words)
     assert load_checkpoint(checkout / "runs/demo/distilled/last.pt")["step"] == 3
+    assert load_checkpoint(checkout / "runs/demo/averaged/last.pt")["resume"]["ema"]["updates"] == 2
     written = {path.name for path in (checkout / "exported").iterdir()}
     told = set(re.findall(r"^\| `([\w.]+)` \|", (DOCS / "export.md").read_text(), re.MULTILINE))
     assert written == told - {"student_boxes.onnx"}  # of Faster R-CNN alone
