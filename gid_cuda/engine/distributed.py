@@ -92,9 +92,10 @@ def _join() -> dist.Store:
 def _attempt() -> str:
     """torchrun's store outlives the processes that it restarts: the addresses of the dead must not be found again.
 
-    Where it was told to make a new store each time, a machine that has joined later counts fewer restarts."""
-    new_store = os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1"
-    return "0" if new_store else os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    Where the processes make a new store each time (TORCH_DISABLE_SHARE_RDZV_TCP_STORE, which some ways of starting
+    torchrun do not heed), a machine that has joined later counts fewer restarts."""
+    torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if torchruns else "0"
 
 
 def _leave_after(error: BaseException, store: dist.Store) -> None:

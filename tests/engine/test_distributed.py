@@ -138,13 +138,14 @@ def test_torchruns_variables_are_missing(monkeypatch: Any) -> None:
 
 def test_a_machine_that_joins_later_meets_the_others(monkeypatch: Any) -> None:
     """Where torchrun makes a new store each time it counts other restarts than they do."""
-    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", raising=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # not heeded
     found = []
     for restarts in ("0", "1"):
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
         found.append(distributed._attempt())
     assert len(set(found)) == 2  # one store for all: the dead must not be found in it
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     later = distributed._attempt()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert distributed._attempt() == later
