@@ -136,6 +136,7 @@ def main(arguments: argparse.Namespace) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             content["switches"].append(measure(switch, config, Path(folder), steps, adapter))
+        _tidy(device)
         print(line(content["switches"][-1]), flush=True)
         if arguments.json is not None:
             Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
@@ -155,7 +156,7 @@ def measure(
             seconds = _timed_step(side, count=number >= WARM_UP)
             if number >= WARM_UP:
                 taken.append(seconds)
-    result = {
+    return {
         "name": switch.name,
         "setting": switch.tell(config),
         "step_s": statistics.median(times[0]),
@@ -163,12 +164,14 @@ def measure(
         "ratio": statistics.median(other / own for own, other in zip(*times, strict=True)),
         "padding": [side.padding / steps for side in sides],
     }
-    sides.clear()
-    gc.collect()  # the next pair needs the memory, and the loader processes end
+
+
+def _tidy(device: torch.device) -> None:
+    """Between two pairs, with nothing left that holds the first: the next one needs the memory."""
+    gc.collect()
     torch.compiler.reset()
-    if config.device != "cpu" and torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.empty_cache()
-    return result
 
 
 def _side(switch: Switch, config: Config, folder: Path, adapter: Builder | None, *, other: bool) -> Side:
