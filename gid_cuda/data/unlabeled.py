@@ -83,15 +83,22 @@ def images_of_folder(folder: Path, labelled: Records) -> UnlabeledImages:
     found = sorted(_walk(folder))
     if not found:
         raise UserError(f"no images in {folder}: data.unlabeled.images is searched for {', '.join(SUFFIXES)}")
-    known = _known(folder, labelled)
-    files = [file for file in found if not known or os.path.realpath(file) not in known]
+    return without_images_of(UnlabeledImages(found), labelled, folder, "the labelled part has, too,")
+
+
+def without_images_of(images: UnlabeledImages, records: Records, folder: Path, whose: str) -> UnlabeledImages:
+    """`images`, which are of `folder`, without those that `records` has, and a note of them: image that `whose` ...
+
+    UserError where none is left."""
+    known = _known(folder, records)
+    files = [path for path in map(images.path, range(len(images))) if not known or os.path.realpath(path) not in known]
     if not files:
         raise UserError(
-            f"all {len(found)} images in {folder} are in the training data with their labels: nothing is left for "
-            "data.unlabeled.images"
+            f"all {len(images)} images in {folder} are in the training or the validation data with their labels: "
+            "nothing is left for data.unlabeled.images"
         )
-    left_out = len(found) - len(files)
-    return UnlabeledImages(files, [f"{left_out} x image that the labelled part has, too, left out"] * (left_out > 0))
+    left_out = len(images) - len(files)
+    return UnlabeledImages(files, [*images.notes, *[f"{left_out} x image that {whose} left out"] * (left_out > 0)])
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -99,8 +106,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES))
 
 
-def _known(folder: Path, labelled: Records) -> set[str]:
-    """Real paths of the labelled images; empty where none of their folders is this one, in it, or around it."""
-    if not any(nested(folder, other) for other in labelled.folders):
+def _known(folder: Path, records: Records) -> set[str]:
+    """Real paths of the records' images; empty where none of their folders is this one, in it, or around it."""
+    if not any(nested(folder, other) for other in records.folders):
         return set()
-    return {os.path.realpath(labelled.path(index)) for index in range(len(labelled.files))}
+    return {os.path.realpath(records.path(index)) for index in range(len(records.files))}

@@ -53,12 +53,14 @@ def teacher_check(
 
 
 class NotFinite(UserError):
-    """A loss or the gradient of a step is not finite. what: that alone, without what to do."""
+    """A loss or the gradient of a step is not finite. what: that alone, without what to do. skipping: train.on_nan=skip
+    is set already."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, skipping: bool = False) -> None:
+        skip = "" if skipping else ", or leave out single steps with train.on_nan=skip"
         super().__init__(
-            f"{what}; no weight and no checkpoint was changed: lower train.lr or set train.clip_grad_norm, or "
-            "leave out single steps with train.on_nan=skip; --resume goes on from the last checkpoint, if there is one"
+            f"{what}; no weight and no checkpoint was changed: lower train.lr or set train.clip_grad_norm{skip}; "
+            "--resume goes on from the last checkpoint, if there is one"
         )
         self.what = what
 

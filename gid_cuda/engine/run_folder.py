@@ -1,7 +1,7 @@
 """The folder of a run: who may write into it, and what a resumed run must share with the one that it goes on from.
 
     config.yaml · log.jsonl · run.json · tensorboard/ · last.pt · best.pt · metrics.json
-    launch.json, of many processes
+    launch.json, of many processes · .train.lock, while it trains
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.config_file import dump_yaml
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.run import Progress
+from gid_cuda.engine.run_lock import RunLock
 from gid_cuda.errors import UserError
 from gid_cuda.files import write_text
 
 _FILES = ("config.yaml", "log.jsonl", "run.json", "last.pt", "best.pt", "metrics.json")
+_AFTER_LAST = ("best.pt", "metrics.json")  # never written before the first last.pt
 
 # What decides the shape of the weights, of the optimizer's state, or the order of the images.
 _SAME_ON_RESUME = (
@@ -42,6 +44,12 @@ def check_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
             f"output: {folder} already holds a run ({', '.join(used)}): continue it with --resume, begin anew with "
             "--overwrite, or name another folder with output=..."
         )
+    results = [name for name in used if name in _AFTER_LAST]
+    if resume and results and not (folder / "last.pt").exists():  # killed before the first checkpoint, a run has none
+        raise UserError(
+            f"output: {folder} holds {' and '.join(results)} but no last.pt, so there is nothing to go on from: begin "
+            "anew with --overwrite, or name another folder with output=..."
+        )
     needed = {
         "model.weights": config.model.weights if overwrite else None,
         "teacher.weights": config.teacher.weights if config.teacher and config.distill else None,
@@ -51,11 +59,12 @@ def check_folder(config: Config, *, resume: bool, overwrite: bool) -> None:
             raise UserError(f"{key}: {weights} lies in this run's own output folder: choose another output")
 
 
-def open_folder(config: Config, *, overwrite: bool) -> Path:
+def open_folder(config: Config, lock: RunLock, *, overwrite: bool) -> Path:
     """Once everything is built: the folder, cleared of an earlier run where told so, with this run's config.yaml."""
     folder = config.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.take()  # where the folder is new
         for name in _FILES:  # what was being written when an earlier start was killed
             (folder / f".{name}.part").unlink(missing_ok=True)
         if overwrite:
@@ -73,7 +82,10 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
     path = config.output / "last.pt"
     if not path.exists():
         return None
-    content = load_checkpoint(path)
+    try:
+        content = load_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}; begin anew with --overwrite or another output") from None
     if "resume" not in content:
         raise UserError(f"{path} has no training state, so it cannot be resumed: give it as model.weights instead")
     if missing := [name for name in ("model", "classes", "config", "step", "metrics") if name not in content]:
@@ -85,7 +97,7 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
         )
     # By way of the schema: keys that there were not yet when it was stored have their defaults.
     stored = config_from_dict(content["config"], name=f"config inside {path}")
-    then, now = (dict(_leaves(config_to_dict(c))) for c in (stored, config))
+    then, now = (_leaves_and_switches(config) for config in (stored, config))
     for key in sorted(then.keys() | now.keys()):
         if _must_match(key) and _what_counts(key, then.get(key)) != _what_counts(key, now.get(key)):
             raise UserError(
@@ -126,6 +138,13 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for key, inner in value.items():
         yield from _leaves(inner, f"{path}.{key}".lstrip("."))
+
+
+def _leaves_and_switches(config: Config) -> dict[str, Any]:
+    """Leaves by path, and of a section that can be switched off whether it is on, which sorts before its leaves."""
+    values = config_to_dict(config)
+    switches = {name: "on" if values[name] is not None else None for name in ("distill", "teacher")}
+    return {**dict(_leaves(values)), **switches}
 
 
 def _say(value: Any) -> str:

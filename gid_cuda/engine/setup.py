@@ -16,6 +16,7 @@ from torch import nn
 from gid_cuda._library import cuda_missing_reason
 from gid_cuda.config import Config, DataConfig, DistillConfig, ModelConfig, load_config
 from gid_cuda.data import DetectionDataset, UnlabeledImages, build_dataset, build_training
+from gid_cuda.data.unlabeled import without_images_of
 from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
@@ -66,6 +67,10 @@ def build_data(config: DataConfig) -> Data:
             f"data: the training part has the classes {', '.join(train.classes)} and the validation part "
             f"{', '.join(val.classes)}: name those to use, in one order, in data.classes"
         )
+    if unlabeled is not None and config.unlabeled is not None and config.unlabeled.images is not None:
+        # Else the metrics would be of images that were distilled on.
+        folder = config.root / config.unlabeled.images
+        unlabeled = without_images_of(unlabeled, val.records, folder, "is evaluated on")
     return Data(train, val, unlabeled)
 
 

@@ -30,7 +30,7 @@ def skip(config: Config, run: Run, before: list[Tensor], problem: NotFinite) -> 
     run.progress.skipped += 1
     run.skipped_in_a_row += 1
     if run.skipped_in_a_row == MOST_SKIPPED:
-        raise NotFinite(f"{problem.what}, the last of {MOST_SKIPPED} such steps in a row")
+        raise NotFinite(f"{problem.what}, the last of {MOST_SKIPPED} such steps in a row", skipping=True)
     with torch.no_grad():
         for buffer, old in zip(_buffers(run), before, strict=True):
             buffer.copy_(old)

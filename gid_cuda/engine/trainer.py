@@ -28,6 +28,7 @@ from gid_cuda.engine.milestones import due, evaluate_run, owes_evaluation, part_
 from gid_cuda.engine.resuming import restore
 from gid_cuda.engine.run import Run
 from gid_cuda.engine.run_folder import adopt_best, check_folder, open_folder, resume_content, write_metrics
+from gid_cuda.engine.run_lock import RunLock
 from gid_cuda.engine.run_record import write_run_record
 from gid_cuda.engine.setup import build_data, build_run, count_parameters, describe, start_random, without_compiled_code
 
@@ -47,12 +48,12 @@ def train(
     Under torchrun all processes call this with the same arguments, see `engine.distributed`; processes that it starts
     again go on from last.pt, whatever resume and overwrite say.
     """
-    with Interrupt() as interrupt, deterministic(config.deterministic):
-        return _train(config, interrupt, resume=resume, overwrite=overwrite, adapter=adapter)
+    with Interrupt() as interrupt, deterministic(config.deterministic), RunLock(config.output) as lock:
+        return _train(config, interrupt, lock, resume=resume, overwrite=overwrite, adapter=adapter)
 
 
 def _train(
-    config: Config, interrupt: Interrupt, *, resume: bool, overwrite: bool, adapter: Builder | None
+    config: Config, interrupt: Interrupt, lock: RunLock, *, resume: bool, overwrite: bool, adapter: Builder | None
 ) -> dict[str, Any]:
     distributed.check_batch(config.train.batch_size, config.train.accumulate)
     if config.data.unlabeled is not None:
@@ -60,8 +61,9 @@ def _train(
             config.data.unlabeled.batch_size, config.train.accumulate, "data.unlabeled.batch_size"
         )
     if elastic.is_restarted(config.output):
-        resume, overwrite = True, False
+        resume, overwrite, lock.insists = True, False, False
     distributed.on_main(lambda: check_folder(config, resume=resume, overwrite=overwrite))
+    distributed.on_main(lock.take)  # before anything is read that another process may be writing
     check_adapter(adapter, config.model, config.teacher if config.distill is not None else None)
     with distributed.first_of_each_machine():
         data = build_data(config.data)
@@ -73,7 +75,7 @@ def _train(
         notes = restore(run, content, config.output / "last.pt")
         run.progress = distributed.on_main(lambda: adopt_best(config.output, run.progress))
     _check_contract(config, run, data.train)
-    folder = distributed.on_main(lambda: open_folder(config, overwrite=overwrite))
+    folder = distributed.on_main(lambda: open_folder(config, lock, overwrite=overwrite))
     elastic.mark_begun(folder)
     settings, progress = config.train, run.progress
     distributed.on_main(lambda: write_run_record(folder, config, classes, step=progress.step))
@@ -83,6 +85,8 @@ def _train(
             log.say(line)
         if resume:
             log.say(f"resumed after step {progress.step}" if content else "nothing to resume here: beginning anew")
+            if progress.step >= settings.steps:
+                log.say(f"train.steps is {settings.steps}: no step is left to do")
             for line in notes:
                 log.say(line)
         if run.teacher is not None and content is None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gid_cuda.config import DataConfig
 from gid_cuda.data import UnlabeledImages, UnreadableImage, build_dataset, build_loader, build_training
+from gid_cuda.engine.setup import build_data
 from gid_cuda.errors import UserError
 
 
@@ -110,7 +111,7 @@ def test_folders_of_no_use(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images in .*empty: data.unlabeled.images is searched for .bmp"):
         build_training(config(tmp_path / "empty"))
     train = build_dataset(generated(tmp_path / "data"), "train").path(0).parent
-    with pytest.raises(UserError, match="all 10 images in .* are in the training data with their labels"):
+    with pytest.raises(UserError, match="all 10 images in .* are in the training or the validation data"):
         build_training(config(train))
     with pytest.raises(UserError, match="labeled_fraction 0.99 keeps the labels of all 10 training images"):
         build_training(generated(tmp_path / "data", labeled_fraction=0.99, unlabeled={"batch_size": 1}))
@@ -130,3 +131,16 @@ def test_batches_of_both(tmp_path: Path) -> None:
     assert first.unlabeled == second.unlabeled == 3
     assert [len(t["boxes"]) for t in first.targets[:2]] == [len(t["boxes"]) for t in known.targets[:2]]
     assert sorted(more.paths) == sorted(str(rest.path(i)) for i in range(6))
+
+
+def test_what_is_evaluated_on_is_not_distilled_on(tmp_path: Path) -> None:
+    validation = build_dataset(generated(tmp_path / "data"), "val")
+    here = validation.path(0).parent
+    other = picture(here / "other.png")
+    more = {"unlabeled": {"images": str(here.relative_to(tmp_path / "data")), "batch_size": 1}}
+    found = build_data(generated(tmp_path / "data", **more)).unlabeled
+    assert found is not None and [found.path(i) for i in range(len(found))] == [other]
+    assert found.notes == [f"{len(validation)} x image that is evaluated on left out"]
+    other.unlink()
+    with pytest.raises(UserError, match="images in .* are in the training or the validation data with their labels"):
+        build_data(generated(tmp_path / "data", **more))

@@ -66,6 +66,12 @@ def test_a_damaged_training_state(damage: str, last: dict[str, Any], data: Path,
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_a_file_that_is_none(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="last.pt cannot be read: it is damaged .*; begin anew with --overwrite or"):
+        train(plain_config(data, tmp_path, "train.steps=2"), resume=True)
+
+
 def test_the_optimizer_s_settings_are_the_config_s(last: dict[str, Any], data: Path, tmp_path: Path) -> None:
     """torch would take them from the file, and the config beside the run would say what was not done."""
     content = copy.deepcopy(last)

@@ -301,9 +301,21 @@ def test_resume_with_nothing_there_begins(data: Path, tmp_path: Path, capsys: An
     assert "nothing to resume here: beginning anew" in capsys.readouterr().out
 
 
-def test_resume_of_a_finished_run_and_beyond_it(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", [[], ["metrics.json"], ["best.pt"]])
+def test_a_run_whose_last_pt_is_gone_is_not_begun_anew_unasked(gone: list[str], data: Path, tmp_path: Path) -> None:
+    train(plain_config(data, tmp_path / "run", "train.steps=1"))
+    for name in ("last.pt", *gone):
+        (tmp_path / "run" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match="run holds .* but no last.pt, .*: begin anew with --overwrite, or name"):
+        train(plain_config(data, tmp_path / "run", "train.steps=1"), resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_resume_of_a_finished_run_and_beyond_it(data: Path, tmp_path: Path, capsys: Any) -> None:
     first = train(plain_config(data, tmp_path / "run"))
     assert train(plain_config(data, tmp_path / "run"), resume=True) == first
+    assert "resumed after step 3\ntrain.steps is 3: no step is left to do\n" in capsys.readouterr().out
     assert train(plain_config(data, tmp_path / "run", "train.steps=4"), resume=True)["step"] == 4
     assert [e["step"] for e in entries(tmp_path / "run", "train")] == [1, 2, 3, 4]
 
@@ -358,7 +370,7 @@ def test_a_run_begun_without_a_scaler_goes_on_with_one(data: Path, tmp_path: Pat
 
 def test_resume_without_the_teacher(data: Path, teacher: Path, tmp_path: Path) -> None:
     train(distilled_config(data, tmp_path / "run", teacher, "train.steps=1"))
-    with pytest.raises(UserError, match=r"distill\.\w+ .* and the config says none"):
+    with pytest.raises(UserError, match="last.pt was trained with distill on and the config says none"):
         train(distilled_config(data, tmp_path / "run", teacher, "distill=none"), resume=True)
 
 
