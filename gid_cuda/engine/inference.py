@@ -116,7 +116,7 @@ def coco_ids(annotations: Path, files: Sequence[Path], classes: Sequence[str]) -
     if unlisted:
         raise UserError(
             f"{annotations} does not list {unlisted[0]} ({len(unlisted)} of {len(files)} are missing): give --images "
-            "only what it lists, as files or as a folder of its own, or leave out --annotations, whose ids these images lack"
+            "only what it lists, as files or as a folder of its own, or leave --annotations out"
         )
     unknown = [name for name in classes if name not in categories]
     if unknown:
