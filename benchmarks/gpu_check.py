@@ -187,7 +187,9 @@ def _line(outcome: Outcome) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "benchmarks" / "results", metavar="OUT")
     return check(sys.executable, parser.parse_args().out.resolve())
 

@@ -228,7 +228,7 @@ def draw() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 where README and files differ")
     arguments = parser.parse_args()
     old = {page: (ROOT / page).read_text() for page in PAGES}

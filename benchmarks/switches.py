@@ -130,6 +130,7 @@ def main(arguments: argparse.Namespace) -> None:
         "switches": [],
     }
     print(f"training step of {arguments.cfg}: {config.train.batch_size} images; medians of {steps} steps each, in turn")
+    print("ratio: median over the steps, step by step")
     print(f"{'':<28} {'':>6} {'as it is':>11} {'the other way':>14} {'ratio':>7}", flush=True)
     for switch in SWITCHES:
         if switch.cuda_only and device.type != "cuda":

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
+
+from gid_cuda.timing import Timer
 
 Call = Callable[[], Any]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +34,8 @@ class Gpu:
     capability: tuple[int, int]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
+    argparse.ArgumentParser(prog="python -m gid_cuda", description=__doc__, allow_abbrev=False).parse_args(arguments)
     try:
         from gid_cuda import _library
     except ImportError as problem:
@@ -115,4 +118,4 @@ def _number(capability: tuple[int, int]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -86,7 +86,8 @@ class DataConfig(Section):
     # Keep and number these, in this order; images that none of them is in stay, as background. None: all classes of the
     # annotation file in its order, or all names of the VOC splits sorted; joined sets must then agree.
     classes: list[str] | None = None
-    # of the training images, drawn at random, the same in every run: the others' labels are not read
+    # of the training images, drawn at random, the same in every run, at least one: the others' boxes take no part,
+    # though flaws of the annotation file that lie in them are told, too
     labeled_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     unlabeled: UnlabeledConfig | None = None
     one_based: bool = False  # VOC: coordinates start at 1

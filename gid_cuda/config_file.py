@@ -80,7 +80,8 @@ def parse_yaml(text: str, where: str) -> Any:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{where}{line}: {error.problem}") from None
+        told = "" if type(error) is yaml.MarkedYAMLError else "cannot be read as YAML: "  # else a sentence of ours
+        raise UserError(f"{where}{line}: {told}{error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
         # LookupError and AttributeError: of !!bool x and !!timestamp x
         reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
@@ -220,7 +221,7 @@ def explain(error: ValidationError, raw: dict[str, Any], origins: Origins, schem
     above = {path[:length] for path in by_path for length in range(1, len(path))}
     deepest = [path for path in by_path if path not in above]
     lines = [
-        f"{_origin(path, origins, name)}: {_sentence(by_path[path], path, raw, schema)}"
+        f"{_origin(path, origins, name)}: {_sentence(by_path[path], path, raw, schema, origins)}"
         for path in deepest[:MAX_ERRORS_SHOWN]
     ]
     if len(deepest) > MAX_ERRORS_SHOWN:
@@ -282,7 +283,7 @@ _EXPECTED = {
 }
 
 
-def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel]) -> str:
+def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel], origins: Origins) -> str:
     kind, key = items[0]["type"], dotted(path)
     if kind == "extra_forbidden":
         return f"unknown key {_short(key)}{_nearest(path, schema)}"
@@ -291,9 +292,19 @@ def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel]
     if kind == "value_error":
         return str(items[0]["ctx"]["error"])
     _, value = _resolve(path, raw)
-    in_quotes = f" (for text write it in quotes: '{str(value).lower()}')"
-    hint = in_quotes if kind == "string_type" and isinstance(value, int | float) else ""
+    hint = _in_quotes(path, value, origins) if kind == "string_type" and isinstance(value, int | float) else ""
     return f"{key} has {describe(value)}, expected {' or '.join(dict.fromkeys(map(_expected, items)))}{hint}"
+
+
+def _in_quotes(path: KeyPath, value: bool | int | float, origins: Origins) -> str:
+    """How to write as text what YAML took for a number or a truth value, where it is known how it was typed."""
+    key = dotted(path)
+    typed = re.fullmatch(rf"{_OVERRIDE}' *{re.escape(key)} *= *([-+.\w]+) *'", origins.get(path, ""))
+    if typed:  # a shell takes one pair of quotes away
+        return f""" (for text write it in quotes, and all in quotes for the shell: "{key}='{typed[1]}'")"""
+    # Of a list or a file the parsed value is all there is: 1.10 has become 1.1, and True is true.
+    example = f": '{value}'" if type(value) is int else ""
+    return f" (for text write it in quotes{example})"
 
 
 def _expected(item: Any) -> str:

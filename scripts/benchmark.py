@@ -24,7 +24,7 @@ from gid_cuda.errors import told_in_one_sentence  # noqa: E402
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], epilog="\n".join(__doc__.splitlines()[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there is")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these operators alone, or `criterion`")

@@ -16,7 +16,9 @@ from gid_cuda.viz.table import comparison_table, run_names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--names", nargs="+", help="what to call the runs (default: their folders' names)")
     parser.add_argument("--baseline", metavar="NAME", help="the run that the others are compared with")

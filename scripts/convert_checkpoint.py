@@ -25,7 +25,9 @@ def read_names(path: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="mmdetection's checkpoint, 2.x or 3.x"
     )

@@ -14,7 +14,7 @@ from gid_cuda.errors import printable, told_in_one_sentence
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config: its data, input and model sections")
     parser.add_argument("--weights", required=True, metavar="FILE", help="best.pt or last.pt of a run, or a state dict")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example input.min_size=[600]")

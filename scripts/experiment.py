@@ -26,7 +26,9 @@ def positive(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--cfg", type=Path, required=True, metavar="FILE", help="the experiment's YAML file")
     parser.add_argument("--jobs", type=positive, metavar="N", help="runs at once (default: one a device)")
     parser.add_argument("--devices", metavar="0,1", help="GPUs to spread the runs over (default: as it is)")

@@ -22,7 +22,9 @@ from gid_cuda.export import export
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--weights", type=Path, required=True, help="a run's folder (its best.pt), or a checkpoint")
     parser.add_argument("--output", type=Path, default=Path("exported"), help="folder to write (default: exported)")
     parser.add_argument("--no-onnx", action="store_true", help="the state dict and the model card alone")

@@ -36,7 +36,9 @@ def positive(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--weights", type=Path, required=True, help="checkpoint of a run: best.pt or last.pt")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="a folder, or image files")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder to write to")

@@ -17,7 +17,7 @@ from gid_cuda.errors import told_in_one_sentence
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML config, for example configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="for example train.lr=0.02 distill=none")
     parser.add_argument("--adapter", metavar="FILE", help="builds a detector of your own, see docs/own_detector.md")

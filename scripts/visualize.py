@@ -33,7 +33,9 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--cfg", type=Path, help="config of the distilled run: validation set, teacher, selection")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="after --cfg FILE; changes the config")
     parser.add_argument("--weights", type=Path, nargs="+", help="the student's checkpoint, or several to compare")

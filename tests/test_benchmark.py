@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import os
 import runpy
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -53,6 +56,14 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     result = json.loads((folder / "new" / "cpu.json").read_text())
     assert code == 0, result["differing"]
     return result, folder
+
+
+def test_the_timer_brings_no_warning_with_it() -> None:
+    """torch looks for a CUDA toolkit as it is imported; what it says of a machine without a GPU helps nobody here."""
+    environment = {**os.environ, "CUDA_HOME": "/usr/local", "CUDA_VISIBLE_DEVICES": ""}
+    code = "import gid_cuda.timing, logging; print(logging.getLogger('torch.utils.cpp_extension').level)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout == f"{logging.NOTSET}\n"
 
 
 def test_a_quick_run_compares_and_times_every_operator(quick: tuple[dict[str, Any], Path]) -> None:

@@ -118,4 +118,5 @@ def test_the_table_and_what_is_kept(tmp_path: Path, monkeypatch: Any, capsys: An
     (kept,) = content["switches"]  # pinned memory is for GPUs
     assert kept["name"] == "fused optimizer" and kept["setting"] == "on"
     said = capsys.readouterr().out.splitlines()
+    assert said[1] == "ratio: median over the steps, step by step"  # so not that of the two columns
     assert said[-1].startswith("fused optimizer") and f"{kept['ratio']:.3f}x" in said[-1]

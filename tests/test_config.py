@@ -155,6 +155,10 @@ def test_the_resolved_config_is_plain_and_gives_the_same_again(distilled: Path) 
         ("data.one_based=yes", "data.one_based has the text 'yes', expected true or false"),
         ("data.classes=[a, 1]", "data.classes[1] has the number 1, expected text (for text write it in quotes: '1')"),
         ("data.classes=[true]", "data.classes[0] has the truth value true, expected text (for text write it in quotes"),
+        ("data.classes=[1.10]", "data.classes[0] has the number 1.1, expected text (for text write it in quotes)"),
+        ("output=1e999", "has the number inf, expected text (for text write it in quotes, and all in quotes for the"),
+        ("output = 12.50", """for the shell: "output='12.50'")"""),
+        ("model.weights=True", """for the shell: "model.weights='True'")"""),
         ("data.classes=cat", "data.classes has the text 'cat', expected a list"),
         ("train=5", "train has the number 5, expected a section with keys of its own"),
         ("train.milestones={a: 1}", "train.milestones has a section, expected a list"),
@@ -177,6 +181,20 @@ def test_a_wrong_value_is_told_in_one_sentence(distilled: Path, override: str, t
     assert text.startswith((f"override {override!r}: ", f"{distilled}: "))
 
 
+def test_the_quotes_that_an_error_asks_for_are_the_mend(plain: Path, tmp_path: Path) -> None:
+    asked_for = re.search(r'for the shell: "(.*)"\)', message(plain, "output=1e999"))
+    assert asked_for and str(load_config(plain, [asked_for[1]]).output) == "1e999"
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {plain}\noutput: 1e999\n")
+    assert message(path).endswith("mine.yaml: output has the number inf, expected text (for text write it in quotes)")
+
+
+def test_what_is_no_yaml_is_told_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("# A heading\n\n**bold** words\n")
+    assert "README.md, line 3: cannot be read as YAML: " in message(path)
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -185,7 +203,7 @@ def test_a_wrong_value_is_told_in_one_sentence(distilled: Path, override: str, t
         ("train..lr=3", "'train..lr=3' is no override"),
         ("train.lr =3 =4", "train.lr has the text '3 =4', expected a number"),
         ("train.steps.x=3", "override 'train.steps.x=3': train.steps is the number 10, not a section"),
-        ("train.lr=[1", "override 'train.lr=[1', line 1: "),
+        ("train.lr=[1", "override 'train.lr=[1', line 1: cannot be read as YAML: "),
     ],
 )
 def test_a_wrong_override(plain: Path, override: str, told: str) -> None:
@@ -226,7 +244,7 @@ def test_a_missing_key_is_named(plain: Path) -> None:
         ("a: 1\n1: 2\n", r"x\.yaml, line 2: the key 1 is not text"),
         ("a: 1\n[1, 2]: 3\n", r"x\.yaml, line 2: the key \.\.\. is not text"),
         ("a: &x {b: 1}\nc: *x\n", r"x\.yaml, line 2: aliases .* not supported, use base:"),
-        ("a: !!python/object/apply:os.system [echo]\n", r"x\.yaml, line 1: could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [echo]\n", r"x\.yaml, line 1: cannot be read as YAML: could not"),
         ("a: 1\n\tb: 2\n", r"x\.yaml, line 2: "),
         ("a: \x00", r"x\.yaml: cannot be read as YAML"),
         ("[" * 1000, r"x\.yaml: cannot be read as YAML: nested too deeply"),

@@ -170,7 +170,7 @@ def test_mistakes(folder, tmp_path):
         (None, r"annotation file .*truth.json cannot be read: No such file"),
         ("{", r"truth.json is no COCO annotation file: it has no images and categories with ids"),
         ("[]", r"truth.json is no COCO annotation file"),
-        ('{"images": [], "categories": []}', r"truth.json does not list a.png \(4 of 4 are missing\)"),
+        ('{"images": [], "categories": []}', r"truth.json does not list a.png \(4 of 4 are missing\): give"),
         (
             json.dumps({
                 "images": [{"id": i, "file_name": f"x/{n}"} for i, n in enumerate(NAMES)],

@@ -114,7 +114,10 @@ def coco_ids(annotations: Path, files: Sequence[Path], classes: Sequence[str]) -
         raise UserError(f"{annotations} is no COCO annotation file: it has no images and categories with ids") from None
     unlisted = [file.name for file in files if file.name not in images]
     if unlisted:
-        raise UserError(f"{annotations} does not list {unlisted[0]} ({len(unlisted)} of {len(files)} are missing)")
+        raise UserError(
+            f"{annotations} does not list {unlisted[0]} ({len(unlisted)} of {len(files)} are missing): give --images "
+            "only what it lists, as files or as a folder of its own, or leave --annotations out"
+        )
     unknown = [name for name in classes if name not in categories]
     if unknown:
         raise UserError(f"{annotations} has no category {unknown[0]!r}, but the detector has: {', '.join(classes)}")

@@ -120,10 +120,11 @@ def describe(config: Config, run: Run, data: Data) -> list[str]:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     missing = cuda_missing_reason() if device.type == "cuda" else None
     kernels = f"plain PyTorch, because {missing}" if missing else device.type.upper()
+    kind = "labelled training" if config.data.labeled_fraction < 1 else "training"
     lines = [
         f"device: {where}; kernels: {kernels}; mixed precision: {config.train.amp if device.type == 'cuda' else 'off'}",
         *_describe_processes(config),
-        f"data: {len(data.train)} training and {len(data.val)} validation images, {len(data.train.classes)} classes: "
+        f"data: {len(data.train)} {kind} and {len(data.val)} validation images, {len(data.train.classes)} classes: "
         + ", ".join(data.train.classes),
         *(f"data, training part: {note}" for note in data.train.notes),
         *(f"data, validation part: {note}" for note in data.val.notes),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from gid_cuda.config import InputConfig
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.engine.setup import count_parameters
 from gid_cuda.export.student import Model
+from gid_cuda.timing import Timer
 
 
 @dataclass

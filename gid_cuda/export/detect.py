@@ -28,20 +28,15 @@ class Detector:
     CPU's alone by default. score_threshold: boxes with no higher score are left out; none: the exported one."""
 
     def __init__(self, path, providers=("CPUExecutionProvider",), score_threshold=None):
-        import onnxruntime
-
-        def session(file):
-            return onnxruntime.InferenceSession(str(file), providers=list(providers))
-
-        self.session = session(path)
+        self.session = load(path, providers)
         metadata = self.session.get_modelmeta().custom_metadata_map
         if METADATA not in metadata:
-            raise ValueError(f"{path} was not written by gid_cuda's export: it has no metadata {METADATA!r}")
+            raise ValueError(f"{path} has no metadata {METADATA!r}: give the student.onnx that gid_cuda's export wrote")
         self.settings = json.loads(metadata[METADATA])
         if score_threshold is not None:
             self.settings["score_thresh"] = score_threshold
         self.classes = self.settings["classes"]
-        self.of_boxes = session(boxes_file(path)) if "proposals" in self.settings else None
+        self.of_boxes = self._second_stage(path, providers) if "proposals" in self.settings else None
 
     def __call__(self, image):
         pixels, size = prepare(image, self.settings)
@@ -54,6 +49,19 @@ class Detector:
         scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
         return {"boxes": boxes * scale, "scores": scores, "labels": labels}
 
+    def _second_stage(self, path, providers):
+        file = boxes_file(path)
+        try:
+            session = load(file, providers)
+        except FileNotFoundError:
+            raise ValueError(f"{file} is missing: {path} goes on in it, so copy both from the export") from None
+        given = {value.name: value.shape for value in self.session.get_outputs()[2:]}
+        taken = {value.name: value.shape for value in session.get_inputs()}
+        fits = all(name in taken and taken[name][1] == shape[1] for name, shape in given.items())  # channels
+        if not fits or session.get_outputs()[0].shape[-1] != len(self.classes) + 1:
+            raise ValueError(f"{file} does not belong to {path}: copy both from one export")
+        return session
+
     def _of_proposals(self, outputs, padded, size):
         rois = by_level(proposals(outputs[0][0], outputs[1][0], padded, size, self.settings), self.settings)
         # A level without a box gets one, for the network cannot do without; what comes of it is left out again.
@@ -63,6 +71,18 @@ class Detector:
         real = np.concatenate([np.full(len(level), bool(len(own))) for level, own in zip(filled, rois, strict=True)])
         logits, deltas = self.of_boxes.run(None, feed)
         return boxes_of_classes(np.concatenate(filled)[real], logits[real], deltas[real], size, self.settings)
+
+
+def load(path, providers):
+    """An ONNX file. OSError where it cannot be read, ValueError where it holds something else."""
+    import onnxruntime
+
+    with open(path, "rb"):  # onnxruntime tells a missing file by a page of text
+        pass
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=list(providers))
+    except Exception as error:  # its exceptions have no class in common but this
+        raise ValueError(f"{path} is no ONNX file that can be used ({str(error).splitlines()[0][:200]})") from None
 
 
 def boxes_file(path):
@@ -77,6 +97,8 @@ def prepare(image, settings):
         raise ValueError(f"image is {image.dtype} of shape {image.shape}, expected uint8 of shape (H, W, 3)")
     scale = min(settings["min_size"] / min(image.shape[:2]), settings["max_size"] / max(image.shape[:2]))
     size = tuple(math.floor(side * scale) for side in image.shape[:2])
+    if min(size) < 1:
+        raise ValueError(f"image has {image.shape[0]} x {image.shape[1]} pixels: too narrow to be resized")
     resized = resize(image.astype(np.float32) / 255, size)
     padded = [math.ceil(side / DIVISOR) * DIVISOR for side in size]
     pixels = np.empty((3, *padded), np.float32)
@@ -236,18 +258,47 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
 
 
-def main():
+def read_photo(name):
+    """(H, W, 3) uint8 RGB, as stored: no EXIF orientation, as in training."""
     from PIL import Image
 
-    detector = Detector(sys.argv[1])
-    for name in sys.argv[2:]:
-        image = np.asarray(Image.open(name).convert("RGB"))  # as stored: no EXIF orientation, as in training
-        found = detector(image)
+    with open(name, "rb") as file:
+        try:
+            return np.asarray(Image.open(file).convert("RGB"))
+        except Exception:  # pillow's decoders raise whatever a broken file makes them
+            raise ValueError("no image that pillow can read, or it is damaged") from None
+
+
+def main(arguments):
+    """The exit status: 1 where a photo, or the detector, could not be used."""
+    if len(arguments) < 2:
+        print("usage: python detect.py student.onnx photo.jpg [photo.jpg ...]", file=sys.stderr)
+        return 2
+    try:
+        detector = Detector(arguments[0])
+    except (ImportError, OSError, ValueError) as error:
+        return mistake(error)
+    status = 0
+    for name in arguments[1:]:
+        try:
+            found = detector(read_photo(name))
+        except (ImportError, OSError, ValueError) as error:
+            status = mistake(error, f"{name}: ")
+            continue
         for box, score, label in zip(found["boxes"], found["scores"], found["labels"], strict=True):
             print(f"{name}\t{detector.classes[label]}\t{score:.3f}\t" + " ".join(f"{value:.1f}" for value in box))
+    return status
+
+
+def mistake(error, where=""):
+    text = f"{where}{error}"
+    if isinstance(error, ImportError):
+        text = f"{error.name} is not installed: pip install numpy onnxruntime pillow"
+    elif isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}"
+    print(f"error: {text}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit("usage: python detect.py student.onnx photo.jpg [photo.jpg ...]")
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -94,4 +94,4 @@ def test_resume_needs_the_same_share(data: Path, teacher: Path, tmp_path: Path) 
 
 def test_a_part_of_the_labels_alone(data: Path, tmp_path: Path, capsys: Any) -> None:
     train(plain_config(data, tmp_path / "run", "data.labeled_fraction=0.25"))
-    assert "data: 2 training and 4 validation images" in capsys.readouterr().out
+    assert "data: 2 labelled training and 4 validation images" in capsys.readouterr().out

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ def test_it_imports_numpy_and_onnxruntime_alone() -> None:
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add((node.module or "gid_cuda").partition(".")[0])
-    assert names == {"json", "math", "sys", "numpy", "onnxruntime", "PIL"}  # PIL in main alone
+    assert names == {"json", "math", "sys", "numpy", "onnxruntime", "PIL"}  # PIL in read_photo alone
 
 
 @pytest.mark.parametrize(("before", "after"), [((50, 70), (96, 134)), ((200, 131), (64, 41)), ((64, 96), (64, 96))])
@@ -135,6 +138,59 @@ def test_no_proposal_is_no_mistake() -> None:
         detector.rpn.head.bbox_pred.bias.fill_(torch.nan)
     found = _torch_as_session(detector, picture(90, 90), settings(Model(detector, config, CLASSES)))
     assert found["boxes"].shape == (0, 4) and found["scores"].shape == found["labels"].shape == (0,)
+
+
+class _Session:
+    """In onnxruntime's place: of a JSON file with its metadata, and names and shapes of inputs and outputs."""
+
+    def __init__(self, path: str, providers: list[str]) -> None:
+        self.content = json.loads(Path(path).read_text())
+
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map=self.content["metadata"])
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name, shape=shape) for name, shape in self.content["inputs"].items()]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name, shape=shape) for name, shape in self.content["outputs"].items()]
+
+
+def test_the_second_stage_has_to_be_there_and_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=_Session))
+    first, second = tmp_path / "student.onnx", tmp_path / "student_boxes.onnx"
+    levels = {f"level{index}": ["batch", 32, "h", "w"] for index in range(4)}
+    settings = {"classes": CLASSES, "proposals": 10}
+    first.write_text(json.dumps({
+        "metadata": {"gid_cuda": json.dumps(settings)}, "inputs": {"images": ["batch", 3, "h", "w"]},
+        "outputs": {"logits": ["batch", "n", 1], "deltas": ["batch", "n", 4], **levels},
+    }))  # fmt: skip
+
+    def told(inputs: dict[str, list[Any]], classes: int) -> str:
+        second.write_text(json.dumps({"metadata": {}, "inputs": inputs, "outputs": {"logits": ["n", classes + 1]}}))
+        status = detect.main([str(first), str(tmp_path / "gone.png")])
+        assert status == 1
+        return capsys.readouterr().err
+
+    assert detect.main([str(first), "photo.png"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {second} is missing: {first} goes on in it")
+    assert told(levels, len(CLASSES)) == f"error: {tmp_path / 'gone.png'}: No such file or directory\n"  # they fit
+    wrong = f"error: {second} does not belong to {first}: copy both from one export\n"
+    assert told({"images": ["batch", 3, "h", "w"]}, len(CLASSES)) == wrong
+    assert told({name: ["batch", 64, "h", "w"] for name in levels}, len(CLASSES)) == wrong
+    assert told(levels, 5) == wrong
+
+
+def test_a_shell_is_told_how_to_call_it_and_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect.main(["student.onnx"]) == 2
+    assert capsys.readouterr().err.startswith("usage: python detect.py student.onnx photo.jpg")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert detect.main(["student.onnx", "photo.jpg"]) == 1
+    assert capsys.readouterr().err == "error: onnxruntime is not installed: pip install numpy onnxruntime pillow\n"
 
 
 def test_images_of_another_kind_are_refused() -> None:

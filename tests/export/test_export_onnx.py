@@ -75,6 +75,45 @@ def test_the_folder_works_where_there_is_no_torch(exported: tuple[Any, Export, P
     assert float(score) == pytest.approx(float(expected["scores"][0]), abs=2e-3)
 
 
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    Image.fromarray(picture(120, 150)).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_a_photo_that_cannot_be_used_is_told_and_the_others_are_detected_in(
+    exported: tuple[Any, Export, Path], photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    bad = [photo.with_name(name) for name in ("gone.png", "text.png", "cut.png", "narrow.png", "folder")]
+    bad[1].write_text("no image")
+    bad[2].write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    Image.fromarray(np.zeros((1, 5000, 3), np.uint8)).save(bad[3])
+    bad[4].mkdir()
+    assert detect.main([str(exported[2] / "student.onnx"), *map(str, bad), str(photo)]) == 1
+    said = capsys.readouterr()
+    assert said.out and all(line.startswith(f"{photo}\t") for line in said.out.splitlines())
+    assert said.err.splitlines() == [
+        f"error: {bad[0]}: No such file or directory",
+        f"error: {bad[1]}: no image that pillow can read, or it is damaged",
+        f"error: {bad[2]}: no image that pillow can read, or it is damaged",
+        f"error: {bad[3]}: image has 1 x 5000 pixels: too narrow to be resized",
+        f"error: {bad[4]}: Is a directory",
+    ]
+
+
+def test_files_that_are_no_detector_are_told(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = photo.with_name("student.onnx")
+    assert detect.main([str(gone), str(photo)]) == 1
+    assert capsys.readouterr().err == f"error: {gone}: No such file or directory\n"
+    assert detect.main([str(photo), str(photo)]) == 1  # in the wrong order
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {photo} is no ONNX file that can be used (") and said.count("\n") == 1
+
+
 def test_a_file_with_other_weights_does_not_pass_the_check(exported: tuple[Any, Export, Path]) -> None:
     detector, _, folder = exported
     layer = detector.head.classification_head.cls_logits
@@ -107,3 +146,19 @@ def test_other_networks(kind: str, changes: dict[str, Any], tmp_path: Path) -> N
     assert [path.name for path in done.files] == names and all(path.is_file() for path in done.files)
     assert all(f"`{name}`" in (tmp_path / "out" / "README.md").read_text() for name in names[1:-1])
     _hold_to_predict(detector, tmp_path / "out" / "student.onnx")
+    if kind == "faster_rcnn":
+        _hold_second_stage_to_first(tmp_path / "out")
+
+
+def _hold_second_stage_to_first(folder: Path) -> None:
+    first, second = folder / "student.onnx", folder / "student_boxes.onnx"
+    with pytest.raises(ValueError, match="student_boxes.onnx has no metadata 'gid_cuda': give the student.onnx"):
+        detect.Detector(second)
+    kept = second.read_bytes()
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match="student_boxes.onnx does not belong to .*student.onnx: copy both"):
+        detect.Detector(first)
+    second.unlink()
+    with pytest.raises(ValueError, match="student_boxes.onnx is missing: .*student.onnx goes on in it"):
+        detect.Detector(first)
+    second.write_bytes(kept)
