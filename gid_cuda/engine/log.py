@@ -49,9 +49,9 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
         try:
-            with self._told():
-                for part in (self._file, self._board):  # what is left to write goes to the disk now
-                    part.close()
+            # What is left to write goes to the disk now, or not: closed are both, whatever comes of the first.
+            with self._told(), contextlib.closing(self._board), contextlib.closing(self._file):
+                pass
         except UserError:
             if kind is None:  # else the run is ending because of something that matters more
                 raise

@@ -151,10 +151,12 @@ def test_tensorboards_thread_has_nothing_to_add(tmp_path: Path, capsys: Any) -> 
 
 @needs_full
 def test_what_ends_a_run_on_a_full_disk_is_not_hidden(tmp_path: Path) -> None:
+    before = threading.enumerate()
     with pytest.raises(KeyboardInterrupt), RunLog(tmp_path, start_step=0, steps=9, every=1) as log:
         log._file = open(FULL, "w")
         log._file.write("not on the disk yet")
         raise KeyboardInterrupt
+    assert set(threading.enumerate()) <= set(before)  # TensorBoard's thread has ended, too
 
 
 @needs_full
