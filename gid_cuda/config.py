@@ -25,6 +25,7 @@ from pydantic import (
 
 from gid_cuda import config_file
 from gid_cuda.errors import UserError
+from gid_cuda.plain_yaml import check_plain
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
@@ -403,7 +404,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def config_from_dict(raw: dict[str, Any], *, name: str, origins: config_file.Origins | None = None) -> Config:
     """A plain dict (parsed YAML, or `config_to_dict`'s result) -> checked config; `name` stands for it in errors."""
-    config_file.check_plain(raw, name)
+    check_plain(raw, name)
     config_file.none_to_null(raw, Config)
     try:  # by way of JSON, the one strict mode of pydantic in which a list is a tuple and text is a path
         return Config.model_validate_json(json.dumps(raw), strict=True)

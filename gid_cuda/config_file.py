@@ -1,8 +1,4 @@
-"""From YAML text to a plain dict, and from a failed check to sentences. What the keys mean is in `config.py`.
-
-YAML is read by the rules of its version 1.2, not PyYAML's 1.1: `1e-3` is a number, and `no`, `off`, `012` and `12:30`
-are the text that they look like (a class may be called `no`, and `amp: off` is no truth value).
-"""
+"""From a config file to a plain dict, and from a failed check to sentences. What the keys mean is in `config.py`."""
 
 from __future__ import annotations
 
@@ -13,106 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from gid_cuda.errors import UserError
+from gid_cuda.plain_yaml import MAX_DEPTH, KeyPath, dotted, parse_yaml, short
 
 MAX_ERRORS_SHOWN = 5
 MAX_SIZE = 1 << 20  # bytes of a file; ours have a few thousand
-MAX_DEPTH = 32  # sections within sections; ours have four
 
-KeyPath = tuple[Any, ...]
 Origins = dict[KeyPath, str]
 """Where the value at a key path was written: a file, or the override as typed."""
 _OVERRIDE = "override "  # before an override as typed
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe (no Python objects), YAML 1.2 scalars, no repeated keys, no aliases (they can blow up a small file)."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not supported, use base: for shared settings",
-                problem_mark=self.peek_event().start_mark,
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "..."
-                problem = f"the key {shown} is not text"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes a text that either version of YAML takes for something else: 1e9 (a number in 1.2), no (false in 1.1)."""
-
-
-for _tag, _pattern, _first in [
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-     "-+.0123456789"),
-]:  # fmt: skip
-    for _side in (_Loader, _Dumper):
-        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-
-
-def dump_yaml(value: dict[str, Any]) -> str:
-    """Plain values -> YAML text that `parse_yaml` reads as the same values, and a reader of YAML 1.1 too."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> plain values; `where` names the text in errors."""
-    try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        told = "" if type(error) is yaml.MarkedYAMLError else "cannot be read as YAML: "  # else a sentence of ours
-        raise UserError(f"{where}{line}: {told}{error.problem}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        # LookupError and AttributeError: of !!bool x and !!timestamp x
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
-    check_plain(value, where)
-    return value
-
-
-def check_plain(value: Any, where: str, path: KeyPath = ()) -> None:
-    """UserError for what no config has: other objects (!!binary, !!set), deep nesting, control characters in a text."""
-    at = f"{where}: {dotted(path)}" if path else where
-    if len(path) > MAX_DEPTH:
-        raise UserError(f"{where}: {_short(dotted(path))} is nested too deeply: at most {MAX_DEPTH} levels are read")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise UserError(f"{at}: the key {str(key)[:60]!r} is not text")
-            check_plain(key, at)
-            check_plain(inner, where, (*path, key))
-    elif isinstance(value, (list, tuple)):
-        for index, inner in enumerate(value):
-            check_plain(inner, where, (*path, index))
-    elif isinstance(value, str):
-        if found := _CONTROL.search(value):
-            raise UserError(f"{at} has the control character {found[0]!a} in a text: take it out")
-    elif not isinstance(value, (bool, int, float, type(None))):
-        raise UserError(f"{at} has a {type(value).__name__}, expected text, a number, true, false, a list or a section")
-
-
-# What YAML allows in a file; written as an escape ("\\e", "\\ud800") it allows all, and no file can be so named.
-_CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def read_text(path: Path) -> str:
@@ -176,7 +83,7 @@ def apply_override(raw: dict[str, Any], override: str, origins: Origins) -> None
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys) or any(key != key.strip() for key in keys) or len(keys) > MAX_DEPTH:
-        raise UserError(f"{_short(repr(override))} is no override: write key.path=value, for example train.lr=0.02")
+        raise UserError(f"{short(repr(override))} is no override: write key.path=value, for example train.lr=0.02")
     value = parse_yaml(text, f"override {override!r}")
     section: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
@@ -236,14 +143,10 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return f"the truth value {str(value).lower()}"
     if isinstance(value, str):
-        return f"the text {_short(repr(value))}"
+        return f"the text {short(repr(value))}"
     if isinstance(value, dict):
         return "a section"
-    return f"the list {_short(str(value))}" if isinstance(value, list) else f"the number {_short(str(value))}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    return f"the list {short(str(value))}" if isinstance(value, list) else f"the number {short(str(value))}"
 
 
 def _resolve(loc: KeyPath, raw: Any) -> tuple[KeyPath, Any]:
@@ -261,11 +164,6 @@ def _origin(path: KeyPath, origins: Origins, name: str) -> str:
     while path and path not in origins:
         path = path[:-1]
     return origins.get(path, name)
-
-
-def dotted(path: KeyPath) -> str:
-    """("data", "classes", 0) -> data.classes[0]"""
-    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".")
 
 
 _EXPECTED = {
@@ -286,7 +184,7 @@ _EXPECTED = {
 def _sentence(items: list[Any], path: KeyPath, raw: Any, schema: type[BaseModel], origins: Origins) -> str:
     kind, key = items[0]["type"], dotted(path)
     if kind == "extra_forbidden":
-        return f"unknown key {_short(key)}{_nearest(path, schema)}"
+        return f"unknown key {short(key)}{_nearest(path, schema)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind == "value_error":

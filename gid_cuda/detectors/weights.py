@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
-from gid_cuda.config_file import check_plain
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.errors import UserError, reason
+from gid_cuda.plain_yaml import check_plain
 from gid_cuda.tensor_files import SAFETENSORS, class_names, load_plain, load_safetensors, plain_state
 
 if TYPE_CHECKING:

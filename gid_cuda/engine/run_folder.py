@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from gid_cuda.config import Config, config_from_dict, config_to_dict
-from gid_cuda.config_file import dump_yaml
 from gid_cuda.engine.checkpoint import load_checkpoint
 from gid_cuda.engine.run import Progress
 from gid_cuda.engine.run_lock import RunLock
 from gid_cuda.errors import UserError
 from gid_cuda.files import write_text
+from gid_cuda.plain_yaml import dump_yaml
 
 _FILES = ("config.yaml", "log.jsonl", "run.json", "last.pt", "best.pt", "metrics.json")
 _AFTER_LAST = ("best.pt", "metrics.json")  # never written before the first last.pt

@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 
 from gid_cuda.config import config_to_dict
-from gid_cuda.config_file import dump_yaml
 from gid_cuda.experiment.matrix import TEACHER, Experiment
 from gid_cuda.experiment.page_style import STYLE
 from gid_cuda.experiment.page_tables import duration, numbers_table, runs_table, settings_table
 from gid_cuda.experiment.state import State, machines_of
 from gid_cuda.experiment.table import Line, Results
+from gid_cuda.plain_yaml import dump_yaml
 
 Pictures = Mapping[tuple[str, str], Path | str]
 """By detector and row ("": the detector's curves): the PNG file, or the sentence that says why there is none."""

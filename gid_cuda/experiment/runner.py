@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gid_cuda.config import config_to_dict
-from gid_cuda.config_file import dump_yaml
 from gid_cuda.experiment import process
 from gid_cuda.experiment.machine import describe_machine
 from gid_cuda.experiment.matrix import Experiment, PlannedRun
@@ -33,6 +32,7 @@ from gid_cuda.experiment.state import (
     state_of,
 )
 from gid_cuda.files import write_text
+from gid_cuda.plain_yaml import dump_yaml
 
 POLL = 0.2  # seconds between two looks at the processes
 

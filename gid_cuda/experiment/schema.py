@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from gid_cuda import config_file
 from gid_cuda.config import HomePath, HomeText, Section, Seed
 from gid_cuda.errors import UserError
+from gid_cuda.plain_yaml import parse_yaml
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 """The columns of the paper's Table 2, in its order, by the names of metrics.json."""
@@ -100,7 +101,7 @@ def read_matrix(path: Path) -> MatrixConfig:
         raise UserError(f"experiment file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"experiment file {path} is not UTF-8 text") from None
-    raw = config_file.parse_yaml(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: an experiment holds `key: value` pairs, this one {config_file.describe(raw)}")
     config_file.none_to_null(raw, MatrixConfig)

@@ -19,11 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from gid_cuda import config_file
 from gid_cuda.config import Config, config_from_dict, config_to_dict
 from gid_cuda.errors import UserError
 from gid_cuda.experiment.matrix import TEACHER, Experiment, PlannedRun
 from gid_cuda.experiment.settings import leaves
+from gid_cuda.plain_yaml import parse_yaml
 
 CONFIG, NOTE, LOG, LOCK = (f"experiment.{suffix}" for suffix in ("yaml", "json", "log", "lock"))
 
@@ -92,7 +92,7 @@ def config_differences(run: PlannedRun) -> list[str]:
     """How the config in the run's folder differs from the planned one, a phrase a key."""
     path = run.folder / "config.yaml"
     try:
-        raw = config_file.parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
         stored = config_from_dict(raw if isinstance(raw, dict) else {}, name=str(path))
     except (UserError, OSError, UnicodeDecodeError) as error:
         return [f"its config.yaml cannot be read ({str(error).splitlines()[0]})"]

@@ -12,10 +12,10 @@ import torchvision
 
 from gid_cuda import __version__
 from gid_cuda.config import DataConfig, InputConfig, ModelConfig, SplitConfig, config_to_dict
-from gid_cuda.config_file import dump_yaml
 from gid_cuda.export.detect import boxes_file
 from gid_cuda.export.student import Model
 from gid_cuda.export.torchvision_code import torchvision_code
+from gid_cuda.plain_yaml import dump_yaml
 
 _METHODS = {
     "gid": "General Instance Distillation (Dai et al., CVPR 2021)",

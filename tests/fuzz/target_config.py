@@ -16,6 +16,7 @@ from gid_cuda import config_file
 from gid_cuda.config import Config, config_to_dict, load_config
 from gid_cuda.errors import UserError
 from gid_cuda.experiment.schema import MatrixConfig, read_matrix
+from gid_cuda.plain_yaml import dump_yaml
 
 _GOOD = {"output": "runs/x", "data": {"format": "generated", "root": "data"}, "train": {"steps": 3}}
 _TOKENS = [
@@ -29,6 +30,12 @@ _TOKENS = [
     "!!set ",
     "!!map ",
     "!!str ",
+    "!!seq ",
+    "!!float ",
+    "!!null ",
+    "!!omap ",
+    "!<tag:yaml.org,2002:int> ",
+    "!%0a",
     "<<: ",
     "!!python/name:os.system ",
     "!!timestamp ",
@@ -73,7 +80,7 @@ def make(folder: Path) -> Callable[[], None]:
         _refused_or(lambda: read_matrix(file), MatrixConfig)
         config = _refused_or(lambda: load_config(file, overrides), Config)
         if isinstance(config, Config):
-            file.write_text(config_file.dump_yaml(config_to_dict(config)), encoding="utf-8")
+            file.write_text(dump_yaml(config_to_dict(config)), encoding="utf-8")
             assert load_config(file) == config
 
     return target
@@ -95,7 +102,8 @@ def _refused_or(read: Callable[[], BaseModel], kind: type[BaseModel]) -> BaseMod
     try:
         value = read()
     except UserError as error:
-        assert str(error).strip() and len(str(error)) < 4000
+        message = str(error)
+        assert message.strip() and len(message) < 4000 and message.replace("\n", "").isprintable(), ascii(message)
         return None
     assert isinstance(value, kind)
     return value

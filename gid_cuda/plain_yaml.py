@@ -1,0 +1,138 @@
+"""YAML text to plain values, and back.
+
+Read by the rules of YAML's version 1.2, not PyYAML's 1.1: `1e-3` is a number, and `no`, `off`, `012` and `12:30`
+are the text that they look like (a class may be called `no`, and `amp: off` is no truth value).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from gid_cuda.errors import UserError
+
+MAX_DEPTH = 32  # sections within sections; ours have four
+
+KeyPath = tuple[Any, ...]
+_TAG_PREFIX = "tag:yaml.org,2002:"  # which a file writes as !!
+_TAGS = {
+    yaml.MappingNode: [_TAG_PREFIX + "map"],
+    yaml.SequenceNode: [_TAG_PREFIX + "seq"],
+    yaml.ScalarNode: [_TAG_PREFIX + name for name in ("str", "int", "float", "bool", "null")],
+}
+"""What a config is made of. PyYAML's constructors of other tags, or of these on another node, may raise anything."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe (no Python objects), YAML 1.2 scalars, no repeated keys, no aliases (they can blow up a small file)."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not supported, use base: for shared settings",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node = super().compose_node(parent, index)
+        if node is not None and node.tag not in _TAGS[type(node)]:
+            tag = _shown(node.tag.replace(_TAG_PREFIX, "!!", 1))
+            problem = f"the tag {tag} is not supported, write the plain value"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG_PREFIX + "str":
+                shown = _shown(key.value) if isinstance(key, yaml.ScalarNode) else "..."
+                problem = f"the key {shown} is not text"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if key.value in seen:
+                problem = f"the key {_shown(key.value)} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that either version of YAML takes for something else: 1e9 (a number in 1.2), no (false in 1.1)."""
+
+
+for _tag, _pattern, _first in [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+     "-+.0123456789"),
+]:  # fmt: skip
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(_TAG_PREFIX + _tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def dump_yaml(value: dict[str, Any]) -> str:
+    """Plain values -> YAML text that `parse_yaml` reads as the same values, and a reader of YAML 1.1 too."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text -> plain values; `where` names the text in errors."""
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        told = "" if type(error) is yaml.MarkedYAMLError else "cannot be read as YAML: "  # else a sentence of ours
+        raise UserError(f"{where}{line}: {told}{_one_line(error.problem)}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, OverflowError) as error:
+        # LookupError: of !!bool x
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(str(error))
+        raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
+    check_plain(value, where)
+    return value
+
+
+def check_plain(value: Any, where: str, path: KeyPath = ()) -> None:
+    """UserError for what no config has: other objects (a set, a tensor), deep nesting, control characters in a text."""
+    at = f"{where}: {_shown(dotted(path))}" if path else where
+    if len(path) > MAX_DEPTH:
+        raise UserError(f"{where}: {_shown(dotted(path))} is nested too deeply: at most {MAX_DEPTH} levels are read")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{at}: the key {str(key)[:60]!r} is not text")
+            check_plain(key, at)
+            check_plain(inner, where, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            check_plain(inner, where, (*path, index))
+    elif isinstance(value, str):
+        if found := _CONTROL.search(value):
+            raise UserError(f"{at} has the control character {found[0]!a} in a text: take it out")
+    elif not isinstance(value, (bool, int, float, type(None))):
+        raise UserError(f"{at} has a {type(value).__name__}, expected text, a number, true, false, a list or a section")
+
+
+# What YAML allows in a file; written as an escape ("\\e", "\\ud800") it allows all, and no file can be so named.
+_CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def dotted(path: KeyPath) -> str:
+    """("data", "classes", 0) -> data.classes[0]"""
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in path).lstrip(".")
+
+
+def short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown(name: str) -> str:
+    """A name from a file as it may stand in a message: short, and nothing in it that a terminal would obey."""
+    return short(name if name.isprintable() else repr(name))
+
+
+def _one_line(text: str) -> str:
+    """PyYAML's words, which quote the file at any length."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:297] + "..."
