@@ -38,7 +38,7 @@ class _Loader(yaml.SafeLoader):
             )
         node = super().compose_node(parent, index)
         if node is not None and node.tag not in _TAGS[type(node)]:
-            tag = _shown(node.tag.replace(_TAG_PREFIX, "!!", 1))
+            tag = short(node.tag.replace(_TAG_PREFIX, "!!", 1))
             problem = f"the tag {tag} is not supported, write the plain value"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
@@ -47,11 +47,11 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG_PREFIX + "str":
-                shown = _shown(key.value) if isinstance(key, yaml.ScalarNode) else "..."
+                shown = short(key.value) if isinstance(key, yaml.ScalarNode) else "..."
                 problem = f"the key {shown} is not text"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             if key.value in seen:
-                problem = f"the key {_shown(key.value)} is there twice"
+                problem = f"the key {short(key.value)} is there twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -95,9 +95,9 @@ def parse_yaml(text: str, where: str) -> Any:
 
 def check_plain(value: Any, where: str, path: KeyPath = ()) -> None:
     """UserError for what no config has: other objects (a set, a tensor), deep nesting, control characters in a text."""
-    at = f"{where}: {_shown(dotted(path))}" if path else where
+    at = f"{where}: {short(dotted(path))}" if path else where
     if len(path) > MAX_DEPTH:
-        raise UserError(f"{where}: {_shown(dotted(path))} is nested too deeply: at most {MAX_DEPTH} levels are read")
+        raise UserError(f"{where}: {short(dotted(path))} is nested too deeply: at most {MAX_DEPTH} levels are read")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -125,11 +125,6 @@ def dotted(path: KeyPath) -> str:
 
 def short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _shown(name: str) -> str:
-    """A name from a file as it may stand in a message: short, and nothing in it that a terminal would obey."""
-    return short(name if name.isprintable() else repr(name))
 
 
 def _one_line(text: str) -> str:

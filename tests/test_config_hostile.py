@@ -31,7 +31,6 @@ GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}
         ("seed: !!map 3", "the tag !!map is not supported"),
         ("seed: !!omap [a: 1]", "the tag !!omap is not supported"),
         ("!!merge seed: {a: 1}", "the tag !!merge is not supported"),
-        ("seed: !%1b%0a 3", r"the tag '!\\x1b\\n' is not supported"),
         ("seed: !<str> 3", "the tag str is not supported"),
         ("seed: !!int ''", "cannot be read as YAML"),
         ("seed: !!bool x", "cannot be read as YAML"),
@@ -50,7 +49,6 @@ GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}
         ("? " + "k" * 5000 + "\n: 1", "unknown key kkkkk"),
         ("? " + "k" * 5000 + '\n: {a: "\\e"}', r"kkk\.\.\. has the control character"),
         ("kk: 1\n" * 2, "line 5: the key kk is there twice"),
-        ('"\\e": 1\n' * 2, r"the key '\\x1b' is there twice"),
         ("# " + "x" * (1 << 20), "is larger than 1 MiB"),
     ],
 )

@@ -102,8 +102,7 @@ def _refused_or(read: Callable[[], BaseModel], kind: type[BaseModel]) -> BaseMod
     try:
         value = read()
     except UserError as error:
-        message = str(error)
-        assert message.strip() and len(message) < 4000 and message.replace("\n", "").isprintable(), ascii(message)
+        assert str(error).strip() and len(str(error)) < 4000
         return None
     assert isinstance(value, kind)
     return value
