@@ -15,7 +15,13 @@ import json
 import math
 import sys
 
-import numpy as np
+NEEDED = "pip install numpy onnxruntime pillow"
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: numpy is not installed: {NEEDED}")
 
 METADATA = "gid_cuda"
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -293,7 +299,7 @@ def main(arguments):
 def mistake(error, where=""):
     text = f"{where}{error}"
     if isinstance(error, ImportError):
-        text = f"{error.name} is not installed: pip install numpy onnxruntime pillow"
+        text = f"{error.name} is not installed: {NEEDED}"
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}"
     print(f"error: {text}", file=sys.stderr)

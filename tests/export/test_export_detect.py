@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,10 @@ def test_a_shell_is_told_how_to_call_it_and_what_is_not_installed(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert detect.main(["student.onnx", "photo.jpg"]) == 1
     assert capsys.readouterr().err == "error: onnxruntime is not installed: pip install numpy onnxruntime pillow\n"
+    bare = [sys.executable, "-I", "-S", detect.__file__]  # without site-packages: no numpy
+    run = subprocess.run([*bare, "student.onnx", "photo.jpg"], capture_output=True, text=True)
+    told = "error: numpy is not installed: pip install numpy onnxruntime pillow\n"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", told)
 
 
 def test_images_of_another_kind_are_refused() -> None:
