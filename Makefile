@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+# Another version: make test VENV=.venv-2.10 TORCH="torch==2.10.0 torchvision==0.25.0"
+TORCH ?= torch torchvision
 SEED ?= 0
 
 .PHONY: build demo test test-slow bench gpu-check lint docs clean
@@ -10,7 +12,7 @@ SEED ?= 0
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja torch torchvision
+	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja $(TORCH)
 	touch $@
 
 # Without isolation pip does not ask what the build needs: the CUDA compiler packages, where no toolkit fits.

@@ -116,7 +116,7 @@ def compile_libraries(plan: Plan, version: str) -> dict[str, Path]:
 def ninja_file(plan: Plan, folder: Path) -> str:
     torch = Path(host.import_torch().__file__).parent
     includes = [f"-I{SOURCES}", "-isystem", str(torch / "include")]
-    python = [f"-I{folder}"]
+    python = [f"-I{folder}"]  # pybind11 before torch: the copy in torch 2.11 refuses users of the stable ABI
     for path in host.python_includes():
         python += ["-isystem", str(path)]
     # Not libtorch: under a torch with CUDA it would bring in CUDA libraries, which one without CUDA lacks.
@@ -124,7 +124,7 @@ def ninja_file(plan: Plan, folder: Path) -> str:
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
     compile_cpu = [*plan.cxx, *CXX_FLAGS, *includes]
-    lines = [_compile_rule("cpu", compile_cpu), _compile_rule("python", [*compile_cpu, *python])]
+    lines = [_compile_rule("cpu", compile_cpu), _compile_rule("python", [*plan.cxx, *CXX_FLAGS, *python, *includes])]
     lines.append(_link_rule("link_cpu", plan.cxx, [*link, *undefined]))
     objects = [_compile(lines, "cpu", source) for source in sorted((SOURCES / "cpu").glob("*.cpp"))]
     objects.append(_compile(lines, "python", SOURCES / "ops.cpp"))

@@ -341,6 +341,13 @@ def test_no_python_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         host.python_includes()
 
 
+def test_pybind11_is_taken_from_its_own_package(tmp_path: Path) -> None:
+    """torch brings a copy along, which in 2.11 is an error under the stable ABI's define."""
+    rules = compile.ninja_file(compile.Plan(["c++"], None, [], "none asked for"), tmp_path)
+    command = rules.partition("rule python\n")[2].partition("\n\n")[0].splitlines()[0]
+    assert command.index(str(host.python_includes()[1])) < command.index(f"{Path(torch.__file__).parent / 'include'}")
+
+
 @pytest.mark.parametrize(("missing", "ask"), [("pybind11", host.python_includes), ("ninja", host.ninja)])
 def test_missing_build_packages(monkeypatch: pytest.MonkeyPatch, missing: str, ask) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -25,7 +25,7 @@ from gid_cuda.detectors.build import build_detector
 from gid_cuda.detectors.outputs import Detector
 from gid_cuda.detectors.own import Builder
 from gid_cuda.errors import UserError, reason
-from gid_cuda.tensor_files import class_names, load_plain, plain_state
+from gid_cuda.tensor_files import SAFETENSORS, class_names, load_plain, plain_state
 
 FORMAT = 1
 
@@ -81,7 +81,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     try:
-        content = load_plain(path)
+        # Only a later torch than some reads weights by that name; they are no checkpoint to any.
+        content = None if path.suffix == SAFETENSORS else load_plain(path)
     except Exception as error:  # torch raises half a dozen types for a file that is damaged or not its own
         raise UserError(
             f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({reason(error)})"
