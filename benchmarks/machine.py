@@ -14,6 +14,7 @@ import torchvision
 
 from gid_cuda import _library
 from gid_cuda.errors import UserError
+from gid_cuda.gpus import require_kernels
 from gid_cuda.machine import cpu_name, git_commit, nvidia_smi
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +26,9 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device; `python -m gid_cuda` tells why, --device cpu works")
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+    device = torch.device(name, 0) if name == "cuda" else torch.device(name)
+    require_kernels(device)
+    return device
 
 
 def describe(device: torch.device) -> dict[str, Any]:

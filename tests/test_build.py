@@ -9,15 +9,19 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import gid_cuda
+from benchmarks.machine import pick_device
 from build_tools import cuda, host
 from gid_cuda import __main__ as report
-from gid_cuda import _library
+from gid_cuda import _library, gpus
+from gid_cuda.engine.device import choose_device
+from gid_cuda.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 INFO = _library.build_info()
@@ -137,18 +141,36 @@ def test_report_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_which_gpus_an_architecture_list_covers(built: list[str], capability: tuple[int, int], runs: bool) -> None:
-    assert report.covers(built, capability) is runs
+    assert gpus.covers(built, capability) is runs
 
 
-def test_report_of_other_machines() -> None:
-    old, new = report.Gpu("old", (7, 0)), report.Gpu("new", (9, 0))
-    info = {"architectures": ["8.0", "9.0"]}
-    assert report.cuda_hindrance(info, "no driver", [], "BUILD") == "no driver"
-    assert report.cuda_hindrance(info, None, [new], "BUILD") is None
-    assert "torch sees no GPU" in report.cuda_hindrance(info, None, [], "BUILD")
-    assert 'architecture 7.0; run `TORCH_CUDA_ARCH_LIST="7.0 9.0" BUILD`' in report.cuda_hindrance(
-        info, None, [old, new], "BUILD"
-    )
+def test_report_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = gpus.Gpu("old", (7, 0)), gpus.Gpu("new", (9, 0))
+    monkeypatch.setattr(_library, "build_info", lambda: {"architectures": ["8.0", "9.0"]})
+    monkeypatch.setattr(_library, "cuda_missing_reason", lambda: "no driver")
+    assert gpus.cuda_hindrance([]) == "no driver"
+    monkeypatch.setattr(_library, "cuda_missing_reason", lambda: None)
+    assert gpus.cuda_hindrance([new]) is None
+    assert "torch sees no GPU" in str(gpus.cuda_hindrance([]))
+    told = f'architecture 7.0; run `TORCH_CUDA_ARCH_LIST="7.0 9.0" {_library.BUILD_COMMAND}`'
+    assert told in str(gpus.cuda_hindrance([old, new]))
+
+
+@pytest.mark.parametrize("pick", [choose_device, pick_device])
+def test_a_gpu_that_nothing_was_built_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pick: Callable[[str], torch.device]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    monkeypatch.setattr(_library, "build_info", lambda: {"architectures": ["8.0", "9.0"]})
+    monkeypatch.setattr(_library, "cuda_missing_reason", lambda: None)
+    with pytest.raises(
+        UserError, match=r"do not run on the Old GPU: none were built for architecture 7\.0"
+    ):
+        pick("cuda")
+    monkeypatch.setattr(_library, "cuda_missing_reason", lambda: "no compiler")  # then plain PyTorch runs there
+    assert pick("cuda").type == "cuda"
 
 
 def test_report_names_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ __device__ __forceinline__ void pair_of(int64_t number, int& i, int& j) {
 }
 
 __device__ __forceinline__ int filled_slots(const int64_t* counts, int image, int slots) {
-  return counts && counts[image] < slots ? int(counts[image]) : slots;
+  if (!counts || counts[image] > slots) return slots;
+  return counts[image] < 0 ? 0 : int(counts[image]);
 }
 
 // The lane's part of the sum of (a - b)^2 over `length` elements.
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kPairThreads) pairwise_partial_kernel(const __
   const int64_t chunk = blockIdx.x % chunks, group = blockIdx.x / chunks % groups;
   const int image = int(blockIdx.x / chunks / groups);
   const int filled = filled_slots(args.counts, image, args.slots);
-  const T* x = args.x + image * args.slots * args.length + chunk * kChunk;
+  const T* x = args.x + int64_t(image) * args.slots * args.length + chunk * kChunk;
   const int64_t left = args.length - chunk * kChunk;
   const int length = int(left < kChunk ? left : kChunk);
   const bool aligned = args.length % Pack<T>::kSize == 0;

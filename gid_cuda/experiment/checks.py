@@ -59,9 +59,9 @@ def _check_weights(experiment: Experiment, run: PlannedRun) -> None:
 
 def _check_device(config: Config) -> None:
     if config.device == "cuda":
-        from gid_cuda.engine.device import choose_device  # late: torch takes seconds
+        from gid_cuda.engine.device import require_gpu  # late: torch takes seconds
 
-        choose_device(config.device)
+        require_gpu(config.device)
 
 
 def _check_detectors(config: Config, built: set[str]) -> None:

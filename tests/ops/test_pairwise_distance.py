@@ -33,8 +33,9 @@ def test_equals_the_reference(device: str, dtype: torch.dtype, shape: tuple[int,
 
 
 @each_device
-@pytest.mark.parametrize("counts", [[5, 0, 1], [2, 3, 4], [9, -1, 5]])  # beyond 0..K: all, none
+@pytest.mark.parametrize("counts", [[5, 0, 1], [2, 3, 4], [9, -1, 5], [2**32 + 2, 3 - 2**32, 4]])
 def test_empty_slots(device: str, counts: list[int]):
+    """Counts beyond 0..K, those of 33 bits too, stand for all and none."""
     x, counts = torch.randn(3, 5, 40), torch.tensor(counts)
     compare(x, counts, device)
     x[:, 4] = NAN

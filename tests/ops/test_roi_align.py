@@ -105,7 +105,9 @@ def test_each_box_reads_its_own_level(device: str):
     sides = torch.tensor([10.0, 27.99, 28.0, 55.9, 56.0, 80.0])
     boxes = torch.stack([sides * 0, sides * 0, sides, sides], dim=1)[None].to(device)
     pooled = multilevel_roi_align(features, boxes, **PYRAMID)
-    assert pooled.amax(dim=(2, 3, 4)).tolist() == [[4.0, 4.0, 8.0, 8.0, 16.0, 16.0]]
+    levels = torch.tensor([[4.0, 4.0, 8.0, 8.0, 16.0, 16.0]])
+    # The weights of a bin's samples, rounded, need not come to exactly 1.
+    torch.testing.assert_close(pooled.amax(dim=(2, 3, 4)).cpu(), levels, rtol=1e-6, atol=0)
 
 
 @each_device

@@ -71,11 +71,12 @@ def test_equal_vectors_have_no_gradient(kernels):
     torch.testing.assert_close(gradient[0, 0], gradient[0, 1], rtol=0, atol=0)
 
 
-def test_empty_slots_are_not_read(kernels):
+@pytest.mark.parametrize("none", [0, -1, 3 - 2**32])  # of 33 bits, whose lower 32 are 3
+def test_empty_slots_are_not_read(kernels, none):
     x = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(2))
     x[0, 2:] = float("nan")
     x[1] = float("inf")
-    counts = torch.tensor([2, 0])
+    counts = torch.tensor([2, none])
     distances = distances_of(kernels, 0, x, counts)
     assert distances[1].eq(0).all() and distances.isfinite().all()
     gradient = gradient_of(kernels, 0, torch.ones(2, 4, 4), x, distances)
