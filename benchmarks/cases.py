@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -105,11 +106,23 @@ def run_case(
     if case.absent:
         results.skipped.append(f"{case.title}, {case.absent}")
     inputs = _input_sets(case, device, free, most_sets)
-    running, checks = _compared(case, device, inputs[0], results)
+    with _exact_convolutions():
+        running, checks = _compared(case, device, inputs[0], results)
     timings = time_calls([rotating(contender.call, inputs) for contender in running], device, seconds)
     moved = case.moved(*inputs[0])
     for contender, check, timing in zip(running, checks, timings, strict=True):
         results.rows.append(_row(case, contender, timing, check, moved, bandwidth, len(inputs)))
+
+
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Without TF32, torch's default on CUDA, whose ten bits would hide what two contenders differ by."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _input_sets(case: Case, device: torch.device, free: int | None, most: int) -> list[tuple[Any, ...]]:

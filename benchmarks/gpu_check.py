@@ -26,6 +26,13 @@ SANITIZER = "compute-sanitizer"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 # Where tests for a GPU are; the others do not even import everywhere.
 TESTS = ("tests/ops", "tests/distill", "tests/detectors", "tests/engine", "tests/data")
+# What the tests and the benchmark import, pydantic's own two as well: without one of them a whole stage can be lost.
+NEEDED = (
+    "annotated_types hypothesis matplotlib numpy PIL pybind11 pycocotools pydantic pydantic_core pytest setuptools "
+    "tensorboard torchvision tqdm typing_inspection yaml"
+)
+CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+GRACE = 8.0  # seconds: for a stage that is out of time to write down what it has
 FOUND_ERRORS = "97"  # the sanitizer's exit code, unlike any of pytest's
 
 # One test of each kind for each kernel. Drawn inputs would take the sanitizer many minutes.
@@ -59,7 +66,8 @@ def stages(python: str, out: Path) -> list[Stage]:
     return [
         # GID_CUDA: without its CUDA half the build fails; the other: such a machine's Python may be the system's own.
         Stage("build", [*install, "-e", "."], 120, {"GID_CUDA": "1", "PIP_BREAK_SYSTEM_PACKAGES": "1"}),
-        Stage("tests", [*_pytest(python, *TESTS), f"--junitxml={out / 'tests.xml'}"], 120),
+        # cuBLAS is told before the first test, as torch looks at it once, in whichever test multiplies matrices first.
+        Stage("tests", [*_pytest(python, *TESTS), f"--junitxml={out / 'tests.xml'}"], 180, CUBLAS),
         Stage(
             "benchmark",
             [*bench, "--device", "cuda", "--no-compile", "--sweep"]
@@ -100,12 +108,16 @@ def find_sanitizer() -> str | None:
 
 
 def gpu_problem(python: str) -> str | None:
-    """Why there is no GPU to check on, in a sentence; None where there is one."""
-    probe = "import torch; assert torch.cuda.is_available(); print(torch.cuda.get_device_name(), torch.__version__)"
+    """Why there is no GPU to check on, or nothing to check it with, in a sentence; None where all is there."""
+    probe = (
+        "import torch; assert torch.cuda.is_available(); print(torch.cuda.get_device_name(), torch.__version__); "
+        f"from importlib.util import find_spec; print(*[x for x in '{NEEDED}'.split() if find_spec(x) is None])"
+    )
     run = subprocess.run([python, "-c", probe], capture_output=True, text=True)
     if run.returncode == 0:
-        print(f"device: {run.stdout.strip()}", flush=True)
-        return None
+        device, _, missing = run.stdout.strip().partition("\n")
+        print(f"device: {device}", flush=True)
+        return f"{python} lacks {missing}: install that first, nothing is downloaded" if missing else None
     if "ModuleNotFoundError" in run.stderr:
         return f"{python} has no torch: give the Python that has it with PYTHON=..."
     return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
@@ -127,18 +139,34 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment}, start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )  # fmt: skip
         try:
             code: int | None = process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             code = None
+            _interrupt(process)
         finally:  # the stage's children too, also where this program is interrupted
             _end_group(process)
     took = f"{time.monotonic() - began:.0f} s"
     if code is None:
-        return Outcome(stage, not stage.extra, f"not done within {took}")
+        return Outcome(stage, not stage.extra, f"not done within {took}; {_last_line(log, start)}")
     said = f"{took}; {_last_line(log, start)}"
     return Outcome(stage, code != 0, f"exit code {code} after {said}" if code else f"ok, {said}")
+
+
+def _heed_interrupts() -> None:
+    """In a stage, before it begins: started from a shell's background, it would ignore them from birth."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C would: pytest then writes its XML and its summary."""
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=GRACE)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

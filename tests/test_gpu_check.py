@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -87,7 +89,7 @@ def test_a_stage_that_hangs_is_ended_with_its_children(
     began = time.monotonic()
     outcome = gpu_check.run_stage(stage, tmp_path / "log.txt", 0.5)
     assert time.monotonic() - began < 10
-    assert outcome.failed and re.fullmatch(r"not done within \d s", outcome.words)
+    assert outcome.failed and re.fullmatch(r"not done within \d s; it said nothing", outcome.words)
     stage.extra = True
     assert not gpu_check.run_stage(stage, tmp_path / "log.txt", 0.1).failed
 
@@ -126,12 +128,30 @@ def test_without_a_gpu_one_sentence_and_nothing_is_written(calls: Path, tmp_path
     ("says", "sentence"),
     [
         ("raise AssertionError", "sees no GPU here: run this where `nvidia-smi` lists one"),
+        ("print('Some GPU', 2.11); print('pydantic tqdm')", "lacks pydantic tqdm: install that first"),
         ("import there_is_no_such_torch", "has no torch: give the Python that has it with PYTHON=..."),
     ],
 )
 def test_why_there_is_none(says: str, sentence: str, tmp_path: Path) -> None:
     stand_in = script(tmp_path / "python", '#!/bin/sh\nexec {python} -c "{says}"\n', python=sys.executable, says=says)
     assert sentence in (gpu_check.gpu_problem(str(stand_in)) or "")
+
+
+def test_what_has_to_be_there_is_here() -> None:
+    assert [name for name in gpu_check.NEEDED.split() if importlib.util.find_spec(name) is None] == []
+
+
+def test_a_stage_out_of_time_may_write_down_what_it_has(tmp_path: Path) -> None:
+    """As pytest does with its XML when it is interrupted; started with interrupts ignored, as by a shell's `&`."""
+    kept = tmp_path / "kept"
+    command = ["sh", "-c", f"trap 'echo seen > {kept}; exit 1' INT; sleep 60 & wait"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        outcome = gpu_check.run_stage(gpu_check.Stage("tests", command, 100), tmp_path / "log.txt", 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.failed and outcome.words.startswith("not done within ")
+    assert kept.read_text() == "seen\n"
 
 
 def test_the_target_hands_over_python_and_folder(calls: Path, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_forward_assign_and_response_do_not_synchronise() -> None:
     assert student.image_sizes.tolist() == [[96, 96], [80, 96]]
 
 
-def test_cpu_and_gpu_agree() -> None:
+def test_cpu_and_gpu_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # it rounds the inputs of convolutions to ten bits
     detector = build_detector(small_model(score_thresh=0.6), small_input(), ["a", "b"])
     settle(detector)
     detector.eval()
@@ -53,7 +54,7 @@ def test_cpu_and_gpu_agree() -> None:
     expected = detector(ImageList(pixels, [(96, 96)]))
     found = detector.cuda()(ImageList(pixels.cuda(), [(96, 96)]))
     assert torch.equal(found.anchors.cpu(), expected.anchors)
-    torch.testing.assert_close(found.logits.cpu(), expected.logits, rtol=2e-2, atol=2e-2)  # convolutions may use TF32
+    torch.testing.assert_close(found.logits.cpu(), expected.logits, rtol=5e-3, atol=5e-3)
     assert detector.predict([pixels[0]])[0]["boxes"].is_cuda
 
 

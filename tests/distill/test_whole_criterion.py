@@ -73,7 +73,13 @@ def test_captured_in_a_cuda_graph_and_replayed(case: Case, beside: str) -> None:
     gid = GID(4, 4).cuda()
     case.detector.cuda()
     if beside == "the task losses":
-        case.with_task(student, "cuda")
+        # While these losses live, so do autograd's nodes at the leaves, with the stream that they were made on. The
+        # default stream may not wait for one that is captured.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            case.with_task(student, "cuda")
+        side.synchronize()
 
     def step() -> list[Tensor]:
         return case.total(gid, teacher, student)
