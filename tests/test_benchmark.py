@@ -22,6 +22,7 @@ from benchmarks import main, plain, plot, timing
 from benchmarks.cases import Case, Contender, DiffersError, Results, close, run_case, with_gradient
 from benchmarks.inputs import make_scene, scattered_anchors
 from benchmarks.operators import gi_score
+from benchmarks.report import case_text
 from benchmarks.suite import NAMES
 from gid_cuda import reference
 from gid_cuda.errors import UserError
@@ -79,6 +80,14 @@ def test_a_quick_run_compares_and_times_every_operator(quick: tuple[dict[str, An
     assert result["machine"]["kind"] == "cpu" and result["machine"]["torch"] == torch.__version__
     assert str(ROOT) not in json.dumps(result["machine"])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_not_compared_has_no_share_of_the_bandwidth(quick: tuple[dict[str, Any], Path]) -> None:
+    """What only sums the logits, say, moves less than the bytes that the case counts."""
+    rows = [row for row in quick[0]["rows"] if row["operator"] == "gi_score" and row["dtype"] == "float32"]
+    lines = {row["contender"]: line for row, line in zip(rows, case_text(rows).splitlines()[2:], strict=True)}
+    assert "% of copy" in lines["gid_cuda"] and "% of copy" in lines["PyTorch"]
+    assert "% of copy" not in lines["sum of all logits"] and "reads what any" in lines["sum of all logits"]
 
 
 def test_the_plot_of_a_result_is_one_file(quick: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -171,6 +180,18 @@ def run_small(case: Case) -> Results:
     results = Results()
     run_case(case, CPU, seconds=0.001, bandwidth=1e9, results=results)
     return results
+
+
+def test_results_are_compared_without_tf32_and_timed_as_torch_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return 2 * x
+
+    run_small(small_case(Contender("pytorch", "PyTorch", double, close(0.0))))
+    assert seen[0] is False and all(seen[1:]) and len(seen) > 1 and torch.backends.cudnn.allow_tf32
 
 
 def test_a_wrong_result_is_found_and_still_timed() -> None:
