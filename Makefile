@@ -43,7 +43,7 @@ bench: build
 # pytest, hypothesis and what pyproject.toml lists. Nine minutes at most.
 OUT ?= benchmarks/results
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py $(OUT)
+	$(PYTHON) benchmarks/gpu_check.py "$(OUT)"
 
 lint: build
 	$(PY) -m ruff check .

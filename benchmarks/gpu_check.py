@@ -2,14 +2,16 @@
 """Everything that needs a GPU, on a machine without network, with the Python that runs this file: `make gpu-check`.
 
 Builds in place, runs the tests marked cuda, compute-sanitizer over some of the operator tests, and the benchmarks. Each
-stage has a limit of its own and stops none of the next; all together end within nine minutes. The exit code is 0 where
-all went well, 1 where a stage failed, 2 where there is no GPU. OUT keeps at most eight files: log.txt with everything
-that the stages said, summary.txt, tests.xml (JUnit), and the benchmarks' JSON and plot. Needs nothing but Python.
+stage has a limit of its own and stops none of the next, but for the build, without which there is nothing to check; all
+together end within nine minutes. The exit code is 0 where all went well, 1 where a stage failed, 2 where there is no
+GPU, 130 where it was interrupted. OUT keeps at most eight files: log.txt with everything that the stages said,
+summary.txt, there from the first stage on, tests.xml (JUnit), and the benchmarks' JSON and plot. Needs only Python.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -20,17 +22,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 530.0  # for all stages; the target's nine minutes less what starting takes
+SECONDS = 530.0  # for everything; the target's nine minutes less what starting and ending take
 LEAST = 15.0  # seconds: with less left a stage is not begun
 SANITIZER = "compute-sanitizer"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 # Where tests for a GPU are; the others do not even import everywhere.
 TESTS = ("tests/ops", "tests/distill", "tests/detectors", "tests/engine", "tests/data")
-# What the tests and the benchmark import, pydantic's own two as well: without one of them a whole stage can be lost.
+# What the build, the tests and the benchmark import, pydantic's own two as well: without one of them a whole stage can
+# be lost.
 NEEDED = (
-    "annotated_types hypothesis matplotlib numpy PIL pybind11 pycocotools pydantic pydantic_core pytest setuptools "
-    "tensorboard torchvision tqdm typing_inspection yaml"
+    "annotated_types hypothesis matplotlib ninja numpy PIL pip pybind11 pycocotools pydantic pydantic_core pytest "
+    "setuptools tensorboard torchvision tqdm typing_inspection yaml"
 )
+NO_GPU = 17  # the probe's exit code
+PROBE = (
+    "import shutil, sys, torch; from importlib.util import find_spec; "
+    f"torch.cuda.is_available() or sys.exit({NO_GPU}); print(torch.cuda.get_device_name(), torch.__version__); "
+    f"print(*[x for x in '{NEEDED}'.split() if find_spec(x) is None and not (x == 'ninja' and shutil.which(x))])"
+)
+PROBE_SECONDS = 90.0  # torch's first import from a cold disk and CUDA's start; a driver that hangs must not take it all
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 GRACE = 8.0  # seconds: for a stage that is out of time to write down what it has
 FOUND_ERRORS = "97"  # the sanitizer's exit code, unlike any of pytest's
@@ -109,22 +119,24 @@ def find_sanitizer() -> str | None:
 
 def gpu_problem(python: str) -> str | None:
     """Why there is no GPU to check on, or nothing to check it with, in a sentence; None where all is there."""
-    probe = (
-        "import torch; assert torch.cuda.is_available(); print(torch.cuda.get_device_name(), torch.__version__); "
-        f"from importlib.util import find_spec; print(*[x for x in '{NEEDED}'.split() if find_spec(x) is None])"
-    )
-    run = subprocess.run([python, "-c", probe], capture_output=True, text=True)
-    if run.returncode == 0:
-        device, _, missing = run.stdout.strip().partition("\n")
-        print(f"device: {device}", flush=True)
-        return f"{python} lacks {missing}: install that first, nothing is downloaded" if missing else None
-    if "ModuleNotFoundError" in run.stderr:
+    try:
+        run = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"torch of {python} does not say within {PROBE_SECONDS:.0f} s whether there is a GPU; try `nvidia-smi`"
+    if run.returncode == NO_GPU:
+        return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
+    last = next(reversed(run.stderr.split("\n")[:-1]), "")
+    if run.returncode != 0 and "No module named 'torch'" in last:
         return f"{python} has no torch: give the Python that has it with PYTHON=..."
-    return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
+    if run.returncode != 0:
+        return f"torch of {python} cannot be asked for a GPU (exit code {run.returncode}: {last[:200]}); mend that"
+    device, _, missing = run.stdout.strip().partition("\n")
+    print(f"device: {device}", flush=True)
+    return f"{python} lacks the modules {missing}: install them first, nothing is downloaded" if missing else None
 
 
 def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
-    """Within `seconds`, everything that it says into the log."""
+    """Within `seconds`, of which the last `GRACE` are for ending; everything that it says into the log."""
     command = list(stage.command)
     if command[0] == SANITIZER:
         program = find_sanitizer()
@@ -142,7 +154,7 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
             preexec_fn=_heed_interrupts,
         )  # fmt: skip
         try:
-            code: int | None = process.wait(timeout=seconds)
+            code: int | None = process.wait(timeout=max(1.0, seconds - GRACE))
         except subprocess.TimeoutExpired:
             code = None
             _interrupt(process)
@@ -174,7 +186,8 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # who hangs in the driver does not even end so
+        process.wait(timeout=GRACE)
 
 
 def _last_line(log: Path, start: int) -> str:
@@ -187,27 +200,41 @@ def _last_line(log: Path, start: int) -> str:
 
 def check(python: str, out: Path, seconds: float = SECONDS) -> int:
     """All stages; returns the exit code."""
+    end = time.monotonic() + seconds
     problem = gpu_problem(python)
+    log = out / "log.txt"
+    try:
+        if problem is None:
+            out.mkdir(parents=True, exist_ok=True)
+            log.write_bytes(b"")
+    except OSError as error:
+        problem = f"OUT={out} cannot be written to ({error.strerror}): give another folder"
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / "log.txt"
-    log.write_bytes(b"")
-    end = time.monotonic() + seconds
-    outcomes = []
+    outcomes: list[Outcome] = []
     for stage in stages(python, out):
-        left = end - time.monotonic()
-        if left < LEAST:
-            outcomes.append(Outcome(stage, not stage.extra, "not begun: no time left"))
-        else:
-            outcomes.append(run_stage(stage, log, min(stage.limit, left)))
+        outcomes.append(_outcome(stage, outcomes, log, end - time.monotonic()))
         print(_line(outcomes[-1]), flush=True)
+        _write_summary(out, outcomes, "to be continued")
     failed = [outcome.stage.name for outcome in outcomes if outcome.failed]
     verdict = f"failed: {', '.join(failed)}; see {log}" if failed else "all well"
-    (out / "summary.txt").write_text("\n".join([*map(_line, outcomes), verdict]) + "\n")
+    _write_summary(out, outcomes, verdict)
     print(verdict)
     return 1 if failed else 0
+
+
+def _outcome(stage: Stage, before: list[Outcome], log: Path, left: float) -> Outcome:
+    if left < LEAST:
+        return Outcome(stage, not stage.extra, "not begun: no time left")
+    if any(outcome.failed and outcome.stage.name == "build" for outcome in before):
+        return Outcome(stage, not stage.extra, "not begun: the build failed")
+    return run_stage(stage, log, min(stage.limit, left))
+
+
+def _write_summary(out: Path, outcomes: list[Outcome], last: str) -> None:
+    """After each stage anew: whatever ends this program, what it has found is there."""
+    (out / "summary.txt").write_text("\n".join([*map(_line, outcomes), last]) + "\n")
 
 
 def _line(outcome: Outcome) -> str:
@@ -219,7 +246,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "benchmarks" / "results", metavar="OUT")
-    return check(sys.executable, parser.parse_args().out.resolve())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage of its own session would live on else
+    try:
+        return check(sys.executable, parser.parse_args().out.resolve())
+    except KeyboardInterrupt:
+        print("interrupted: OUT has what the stages before have left", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

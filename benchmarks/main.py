@@ -18,6 +18,7 @@ from benchmarks.suite import NAMES, Extent, cases
 from benchmarks.sweep import by_curve, sweep
 from benchmarks.timing import copy_bandwidth
 from gid_cuda.errors import UserError
+from gid_cuda.files import write_text
 
 SECONDS = {"quick": 0.01, "cpu": 0.6, "cuda": 0.2}  # of runs, a contender
 _QUICK_COPY = 1 << 20  # bytes
@@ -97,7 +98,7 @@ def _chosen(device: torch.device, extent: Extent, arguments: argparse.Namespace)
 def _keep(result: dict[str, Any], path: Path | None) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from gid_cuda.engine.batches import to_device, train_loader
 from gid_cuda.engine.run import Run
 from gid_cuda.engine.setup import build_run
 from gid_cuda.errors import UserError
+from gid_cuda.files import write_text
 
 PARTS = ("data", "transform", "teacher", "student", "task loss", "criterion", "backward", "optimizer")
 _MEANINGS = {
@@ -86,7 +87,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(table(results))
     if arguments.json is not None:
         content = {"machine": machine.describe(device), "step": results}
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+        write_text(Path(arguments.json), json.dumps(content, indent=1) + "\n")
 
 
 @dataclass

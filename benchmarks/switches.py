@@ -29,6 +29,7 @@ from gid_cuda.data.dataset import Sample
 from gid_cuda.detectors.own import Builder, check_adapter, load_adapter
 from gid_cuda.engine.batches import padding_share, train_loader
 from gid_cuda.engine.run import Run
+from gid_cuda.files import write_text
 
 EMA_DECAY = 0.999  # what the average is switched on with
 
@@ -140,7 +141,7 @@ def main(arguments: argparse.Namespace) -> None:
         _tidy(device)
         print(line(content["switches"][-1]), flush=True)
         if arguments.json is not None:
-            Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n")
+            write_text(Path(arguments.json), json.dumps(content, indent=1) + "\n")
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -36,10 +37,12 @@ def git_commit() -> str | None:
     """The commit of the checkout that this package is part of, with -dirty where tracked files were changed.
 
     None where it is part of none: a package that was installed into some other project's checkout is not in its files.
+    Copied without its .git, it is what GID_CUDA_COMMIT in the environment says, a hash as git prints it.
     """
-    if _ask("git", "ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None
-    return _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    if _ask("git", "ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        return _ask("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    told = os.environ.get("GID_CUDA_COMMIT", "")
+    return told if re.fullmatch(r"[0-9a-f]{7,64}(-dirty)?", told) else None
 
 
 def nvidia_smi(query: str) -> list[str]:

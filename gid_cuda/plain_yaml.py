@@ -1,7 +1,7 @@
 """YAML text to plain values, and back.
 
-Read by the rules of YAML's version 1.2, not PyYAML's 1.1: `1e-3` is a number, and `no`, `off`, `012` and `12:30`
-are the text that they look like (a class may be called `no`, and `amp: off` is no truth value).
+Numbers are decimal alone, `1e-3` and `180_000` among them, and `no`, `off`, `012`, `0x1F` and `12:30` are the text that
+they look like (a class may be called `no`, and `amp: off` is no truth value). PyYAML's own rules differ.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import yaml
 from gid_cuda.errors import UserError
 
 MAX_DEPTH = 32  # sections within sections; ours have four
+MAX_INT = 10**100  # Python writes no number of over 4300 digits; a key's own bound is lower, and told for that key
 
 KeyPath = tuple[Any, ...]
 _TAG_PREFIX = "tag:yaml.org,2002:"  # which a file writes as !!
@@ -23,6 +24,16 @@ _TAGS = {
     yaml.ScalarNode: [_TAG_PREFIX + name for name in ("str", "int", "float", "bool", "null")],
 }
 """What a config is made of. PyYAML's constructors of other tags, or of these on another node, may raise anything."""
+
+_PATTERNS = {  # what each looks like, and the characters that it may begin with
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,6 +52,9 @@ class _Loader(yaml.SafeLoader):
             tag = short(node.tag.replace(_TAG_PREFIX, "!!", 1))
             problem = f"the tag {tag} is not supported, write the plain value"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and not _fits(node):
+            problem = f"{short(node.value)!r} is not of the type that its tag says, write the plain value"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -57,19 +71,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _fits(node: yaml.ScalarNode) -> bool:
+    """False where an explicit tag turns a text into what the text alone would not be: !!int 0x1F, !!null 3."""
+    name = node.tag.removeprefix(_TAG_PREFIX)
+    names = {"str": (), "float": ("float", "int")}.get(name, (name,))
+    return not names or any(re.fullmatch(_PATTERNS[name][0], node.value) for name in names)
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes a text that either version of YAML takes for something else: 1e9 (a number in 1.2), no (false in 1.1)."""
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a list that is there twice is written twice: aliases are not read
 
-for _tag, _pattern, _first in [
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)|[0-9]+\.[0-9]*)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-     "-+.0123456789"),
-]:  # fmt: skip
+
+for _name, (_pattern, _first) in _PATTERNS.items():
     for _side in (_Loader, _Dumper):
-        _side.add_implicit_resolver(_TAG_PREFIX + _tag, re.compile(f"^(?:{_pattern})$"), list(_first))
+        _side.add_implicit_resolver(_TAG_PREFIX + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
 def dump_yaml(value: dict[str, Any]) -> str:
@@ -83,10 +101,12 @@ def parse_yaml(text: str, where: str) -> Any:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        told = "" if type(error) is yaml.MarkedYAMLError else "cannot be read as YAML: "  # else a sentence of ours
-        raise UserError(f"{where}{line}: {told}{_one_line(error.problem)}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, OverflowError) as error:
-        # LookupError: of !!bool x
+        if type(error) is yaml.MarkedYAMLError:  # a sentence of ours
+            raise UserError(f"{where}{line}: {_one_line(error.problem)}") from None
+        told = _one_line(", ".join(filter(None, (error.context, error.problem))))
+        raise UserError(f"{where}{line}: cannot be read as YAML: {told}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        # ValueError: an int of over 4300 digits; OverflowError: "\\UFFFFFFFF"
         reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(str(error))
         raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
     check_plain(value, where)
@@ -110,6 +130,8 @@ def check_plain(value: Any, where: str, path: KeyPath = ()) -> None:
     elif isinstance(value, str):
         if found := _CONTROL.search(value):
             raise UserError(f"{at} has the control character {found[0]!a} in a text: take it out")
+    elif isinstance(value, int) and not -MAX_INT <= value <= MAX_INT:
+        raise UserError(f"{at} has a number of over 100 digits: nothing here is as large")
     elif not isinstance(value, (bool, int, float, type(None))):
         raise UserError(f"{at} has a {type(value).__name__}, expected text, a number, true, false, a list or a section")
 

@@ -32,10 +32,18 @@ GOOD = "output: runs/x\ndata: {format: generated, root: data}\ntrain: {steps: 3}
         ("seed: !!omap [a: 1]", "the tag !!omap is not supported"),
         ("!!merge seed: {a: 1}", "the tag !!merge is not supported"),
         ("seed: !<str> 3", "the tag str is not supported"),
-        ("seed: !!int ''", "cannot be read as YAML"),
-        ("seed: !!bool x", "cannot be read as YAML"),
-        ("seed: !!float " + "x" * 5000, "cannot be read as YAML"),
-        ("seed: !" + "x" * 5000 + "!y 3", "cannot be read as YAML: found undefined tag handle"),
+        ("seed: !!int ''", "line 4: '' is not of the type that its tag says"),
+        ("seed: !!int 0x" + "f" * 4000, "0xfff.* is not of the type that its tag says"),
+        ("seed: !!int 0b" + "1" * 15000, "is not of the type that its tag says"),
+        ("seed: !!int 1" + ":59" * 3000, "is not of the type that its tag says"),
+        ("seed: !!int 012", "'012' is not of the type that its tag says"),
+        ("seed: !!null 3", "'3' is not of the type that its tag says"),
+        ("seed: !!bool x", "'x' is not of the type that its tag says"),
+        ("seed: !!float " + "x" * 5000, "is not of the type that its tag says"),
+        ("seed: " + "9" * 4000, "seed has a number of over 100 digits"),
+        ('output: "\\UFFFFFFFF"', "cannot be read as YAML"),
+        ("---\nseed: 3", "line 4: cannot be read as YAML: expected a single document in the stream, but found another"),
+        ("seed: !" + "x" * 5000 + "!y 3", "cannot be read as YAML: while parsing a node, found undefined tag handle"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "aliases .* are not supported"),
         ('device: "\\ud800"', r"device has the control character '\\ud800'"),
         ('output: "a\\0b"', r"output has the control character '\\x00'"),
@@ -102,6 +110,21 @@ def test_a_text_that_looks_like_something_else_is_that_text_in_a_written_config(
     assert parse_yaml(read_text(file), "c.yaml") == value
     older = yaml.safe_load(dump_yaml(value))
     assert older["output"] == text and older["classes"][0] == text
+
+
+def test_what_is_there_twice_is_written_twice() -> None:
+    """As aliases, it could not be read again."""
+    classes = ["a", "b"]
+    value = {"classes": classes, "data": {"classes": classes}}
+    assert parse_yaml(dump_yaml(value), "c.yaml") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("180_000", 180_000), ("-0", 0), ("!!float 3", 3.0), ("1e-3", 1e-3), ("0x1F", "0x1F"), ("", None)],
+)
+def test_what_is_a_number(text: str, value: object) -> None:
+    assert repr(parse_yaml(f"a: {text}", "c.yaml")) == repr({"a": value})
 
 
 def test_a_run_folder_named_like_a_number_is_opened_again(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,67 @@ def test_all_stages_run_in_order_and_leave_few_files(calls: Path, tmp_path: Path
 
 def test_a_failed_stage_stops_no_other_but_shows_in_the_end(calls: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    assert gpu_check.check(python(calls, bad="pip install"), out) == 1
+    assert gpu_check.check(python(calls, bad="--no-compile"), out) == 1
     assert len(calls.read_text().splitlines()) == 9
     summary = (out / "summary.txt").read_text()
-    assert re.search(r"FAILED build +exit code 3 after \d+ s; no luck", summary)
-    assert summary.splitlines()[-1] == f"failed: build; see {out / 'log.txt'}"
+    assert re.search(r"FAILED benchmark +exit code 3 after \d+ s; no luck", summary)
+    assert summary.splitlines()[-1] == f"failed: benchmark; see {out / 'log.txt'}"
 
 
+def test_without_a_build_there_is_nothing_to_check(calls: Path, tmp_path: Path) -> None:
+    assert gpu_check.check(python(calls, bad="pip install"), tmp_path / "out") == 1
+    assert len(calls.read_text().splitlines()) == 2
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert summary.count("not begun: the build failed") == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_ends_its_stage_and_keeps_what_it_has(calls: Path, tmp_path: Path, number: int) -> None:
+    child = tmp_path / "child"
+    text = PYTHON.replace("sleep 60", f"sleep 60 & echo $! > {child}; wait")
+    stand_in = script(tmp_path / "python", text, calls=calls, bad="nothing", code=3, slow="junitxml")
+    code = "import sys; sys.executable = sys.argv.pop(1); from benchmarks import gpu_check as g; sys.exit(g.main())"
+    command = [sys.executable, "-c", code, str(stand_in), str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: child.exists() and child.read_text().strip())
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == "interrupted: OUT has what the stages before have left\n"
+    wait_until(lambda: not is_alive(int(child.read_text())))
+    summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert len(summary) == 2 and "build      ok" in summary[0] and summary[1] == "to be continued"
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """Neither gone nor dead and waiting for its parent to notice."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("trap", ["true", "trap '' INT"])
 def test_a_stage_that_hangs_is_ended_with_its_children(
-    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
 ) -> None:
-    stage = gpu_check.Stage("slow", [python(calls, slow="hang"), "hang"], 100)
+    """Also where it heeds no interrupt, as who hangs in a driver."""
+    monkeypatch.setattr(gpu_check, "GRACE", 0.5)
+    child = tmp_path / "child"
+    stage = gpu_check.Stage("slow", ["sh", "-c", f"{trap}; sleep 60 & echo $! > {child}; wait"], 100)
     began = time.monotonic()
-    outcome = gpu_check.run_stage(stage, tmp_path / "log.txt", 0.5)
+    outcome = gpu_check.run_stage(stage, tmp_path / "log.txt", 1.5)
     assert time.monotonic() - began < 10
     assert outcome.failed and re.fullmatch(r"not done within \d s; it said nothing", outcome.words)
+    wait_until(lambda: not is_alive(int(child.read_text())))
     stage.extra = True
-    assert not gpu_check.run_stage(stage, tmp_path / "log.txt", 0.1).failed
+    assert not gpu_check.run_stage(stage, tmp_path / "log.txt", 1.5).failed
 
 
 def test_where_no_time_is_left_stages_are_not_begun(calls: Path, tmp_path: Path) -> None:
@@ -119,22 +164,36 @@ def test_without_a_sanitizer_the_rest_runs_and_one_sentence_says_so(
     assert "failed: memcheck, racecheck;" in summary
 
 
+def test_a_folder_that_cannot_be_written_to(calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/there")):
+        assert gpu_check.check(python(calls), out) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: OUT={out} cannot be written to (") and said.count("\n") == 1
+
+
 def test_without_a_gpu_one_sentence_and_nothing_is_written(calls: Path, tmp_path: Path, capsys: Any) -> None:
-    assert gpu_check.check(python(calls, bad="is_available", code=1), tmp_path / "out") == 2
+    assert gpu_check.check(python(calls, bad="is_available", code=gpu_check.NO_GPU), tmp_path / "out") == 2
+    assert capsys.readouterr().err.endswith("sees no GPU here: run this where `nvidia-smi` lists one\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("says", "sentence"),
     [
-        ("raise AssertionError", "sees no GPU here: run this where `nvidia-smi` lists one"),
-        ("print('Some GPU', 2.11); print('pydantic tqdm')", "lacks pydantic tqdm: install that first"),
-        ("import there_is_no_such_torch", "has no torch: give the Python that has it with PYTHON=..."),
+        (f"exit({gpu_check.NO_GPU})", "sees no GPU here: run this where `nvidia-smi` lists one"),
+        ("print('Some GPU', 2.11); print('pydantic tqdm')", "lacks the modules pydantic tqdm: install them first"),
+        ("print('Some GPU', 2.11); print()", None),
+        ("exit('ModuleNotFoundError: No module named \\'torch\\'')", "has no torch: give the Python that has it with"),
+        ("raise ImportError('libcudart.so.13: none')", "(exit code 1: ImportError: libcudart.so.13: none); mend that"),
+        ("import time; time.sleep(60)", "does not say within 2 s"),
     ],
 )
-def test_why_there_is_none(says: str, sentence: str, tmp_path: Path) -> None:
+def test_why_there_is_none(says: str, sentence: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check, "PROBE_SECONDS", 2.0)
     stand_in = script(tmp_path / "python", '#!/bin/sh\nexec {python} -c "{says}"\n', python=sys.executable, says=says)
-    assert sentence in (gpu_check.gpu_problem(str(stand_in)) or "")
+    problem = gpu_check.gpu_problem(str(stand_in))
+    assert problem is None if sentence is None else sentence in (problem or "")
 
 
 def test_what_has_to_be_there_is_here() -> None:
@@ -147,7 +206,7 @@ def test_a_stage_out_of_time_may_write_down_what_it_has(tmp_path: Path) -> None:
     command = ["sh", "-c", f"trap 'echo seen > {kept}; exit 1' INT; sleep 60 & wait"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        outcome = gpu_check.run_stage(gpu_check.Stage("tests", command, 100), tmp_path / "log.txt", 2)
+        outcome = gpu_check.run_stage(gpu_check.Stage("tests", command, 100), tmp_path / "log.txt", gpu_check.GRACE + 2)
     finally:
         signal.signal(signal.SIGINT, before)
     assert outcome.failed and outcome.words.startswith("not done within ")

@@ -103,7 +103,7 @@ def read_matrix(path: Path) -> MatrixConfig:
         raise UserError(f"experiment file {path} is not UTF-8 text") from None
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: an experiment holds `key: value` pairs, this one {config_file.describe(raw)}")
+        raise UserError(f"{path}: an experiment holds `key: value` pairs, this one holds {config_file.describe(raw)}")
     config_file.none_to_null(raw, MatrixConfig)
     try:
         return MatrixConfig.model_validate_json(json.dumps(raw), strict=True)

@@ -98,7 +98,7 @@ def test_the_record_of_a_run(data: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["starts"]) == 1
 
 
-def test_the_commit_is_this_packages_own(tmp_path: Path) -> None:
+def test_the_commit_is_this_packages_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of a checkout into which it was installed."""
 
     def git(*arguments: str) -> None:
@@ -114,12 +114,15 @@ def test_the_commit_is_this_packages_own(tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "machine.py").write_text(Path(machine.__file__).read_text())
     assert commit() == "None"
+    monkeypatch.setenv("GID_CUDA_COMMIT", "0123456789ab-dirty")  # a copy without .git
+    assert commit() == "0123456789ab-dirty"
     git("init")
     git("commit", "--allow-empty", "-m", "theirs")
+    monkeypatch.setenv("GID_CUDA_COMMIT", "what\nnobody asked")
     assert commit() == "None"
     git("add", "package")
     git("commit", "-m", "ours")
     clean = commit()
-    assert len(clean) == 12
+    assert len(clean) == 12 and clean != "0123456789ab"
     (tmp_path / "package" / "machine.py").write_text(Path(machine.__file__).read_text() + "\n")
     assert commit() == f"{clean}-dirty"
