@@ -13,10 +13,12 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja $(TORCH)
-	touch $@
+	echo '$(TORCH)' > $@
 
 # Without isolation pip does not ask what the build needs: the CUDA compiler packages, where no toolkit fits.
 build: $(VENV)/ready
+	@[ "$$(cat $(VENV)/ready)" = '$(TORCH)' ] || \
+	    { echo "error: $(VENV) has TORCH=\"$$(cat $(VENV)/ready)\": name another folder with VENV=" >&2; exit 1; }
 	$(PY) -m build_tools.backend | xargs -r $(PY) -m pip install --quiet
 	$(PY) -m pip install --quiet --no-build-isolation -e ".[test]"
 	$(PY) -m gid_cuda

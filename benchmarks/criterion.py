@@ -60,7 +60,7 @@ def criterion(images: int, classes: int, dtype: torch.dtype, size: tuple[int, in
     cells = images * CHANNELS * sum(rows * columns for rows, columns in level_shapes(size))
     heads_bytes = rows * (2 * classes + 8) * dtype.itemsize
     gradient_bytes = (rows * (classes + 4) + cells) * dtype.itemsize
-    same = close(2e-2 if dtype != torch.float32 else 5e-3 if device.type == "cuda" else 1e-4)
+    same = close(1e-4 if dtype == torch.float32 else 2e-2)
     plain_bytes = 4 * _PLAIN_COPIES * elements
     return Case(
         operator="criterion",

@@ -10,6 +10,8 @@ import torch
 from gid_cuda import _library
 from gid_cuda.errors import UserError
 
+OLDEST_OF_CUDA_13 = (7, 5)
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -33,7 +35,8 @@ def require_kernels(device: torch.device) -> None:
     if device.type != "cuda" or _library.cuda_missing_reason() is not None:
         return
     gpu = _gpu(device)
-    if why := cuda_hindrance([gpu]):
+    if not covered(gpu):
+        why = _not_built_for([gpu], visible_gpus())
         raise UserError(f"gid_cuda's CUDA kernels do not run on the {gpu.name}: {why}, or take device cpu")
 
 
@@ -43,12 +46,19 @@ def cuda_hindrance(gpus: list[Gpu]) -> str | None:
         return reason
     if not gpus:
         return "torch sees no GPU; `nvidia-smi` lists those that the driver sees, CUDA_VISIBLE_DEVICES may hide them"
-    if all(covered(gpu) for gpu in gpus):
-        return None
-    return (
-        f"none were built for architecture {architectures(gpu for gpu in gpus if not covered(gpu))}; run "
-        f'`TORCH_CUDA_ARCH_LIST="{architectures(gpus)}" {_library.BUILD_COMMAND}` in the source folder'
-    )
+    missing = [gpu for gpu in gpus if not covered(gpu)]
+    return _not_built_for(missing, gpus) if missing else None
+
+
+def _not_built_for(missing: list[Gpu], gpus: list[Gpu]) -> str:
+    """And what mends it for all GPUs: a build for those that are missing alone would end the others' code."""
+    told = f"none were built for architecture {architectures(missing)}"
+    cuda = str(_library.build_info()["cuda"])
+    if int(cuda.split(".")[0]) >= 13 and any(gpu.capability < OLDEST_OF_CUDA_13 for gpu in missing):
+        oldest = ".".join(map(str, OLDEST_OF_CUDA_13))
+        return f"{told}, and CUDA {cuda} builds for {oldest} and later alone; choose GPUs with CUDA_VISIBLE_DEVICES"
+    command = f'TORCH_CUDA_ARCH_LIST="{architectures(gpus)}+PTX" {_library.BUILD_COMMAND}'
+    return f"{told}; run `{command}` in the source folder"
 
 
 def architectures(gpus: Iterable[Gpu]) -> str:
@@ -64,10 +74,12 @@ def covers(built_for: list[str], capability: tuple[int, int]) -> bool:
     """True where kernels built for these architectures ("8.0", "9.0a", "9.0+PTX") run on a GPU of this capability."""
     for entry in built_for:
         number, _, ptx = entry.partition("+")
-        special = number[-1] in "af"  # code for one architecture alone
         built = tuple(int(part) for part in number.rstrip("af").split("."))
-        if built == capability or (ptx and not special and built <= capability):
-            return True
-        if not special and built[0] == capability[0] and built[1] <= capability[1]:
+        within = built[0] == capability[0] and built[1] <= capability[1]  # of the same generation, not older
+        if number.endswith("a"):  # code for one architecture alone; with f for its family, PTX as well
+            runs = built == capability
+        else:
+            runs = within or (bool(ptx) and not number.endswith("f") and built <= capability)
+        if runs:
             return True
     return False

@@ -136,7 +136,11 @@ def test_report_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         (["8.6"], (8, 0), False),
         (["9.0"], (10, 0), False),
         (["9.0a"], (9, 0), True),
+        (["9.0a+PTX"], (10, 0), False),
         (["10.0a"], (10, 3), False),
+        (["10.0f"], (10, 3), True),
+        (["10.3f"], (10, 0), False),
+        (["10.0f+PTX"], (12, 0), False),
         ([], (8, 0), False),
     ],
 )
@@ -145,15 +149,21 @@ def test_which_gpus_an_architecture_list_covers(built: list[str], capability: tu
 
 
 def test_report_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = gpus.Gpu("old", (7, 0)), gpus.Gpu("new", (9, 0))
-    monkeypatch.setattr(_library, "build_info", lambda: {"architectures": ["8.0", "9.0"]})
+    old, new = gpus.Gpu("old", (7, 5)), gpus.Gpu("new", (9, 0))
+    info = {"architectures": ["8.0", "9.0"], "cuda": "13.0"}
+    monkeypatch.setattr(_library, "build_info", lambda: info)
     monkeypatch.setattr(_library, "cuda_missing_reason", lambda: "no driver")
     assert gpus.cuda_hindrance([]) == "no driver"
     monkeypatch.setattr(_library, "cuda_missing_reason", lambda: None)
     assert gpus.cuda_hindrance([new]) is None
     assert "torch sees no GPU" in str(gpus.cuda_hindrance([]))
-    told = f'architecture 7.0; run `TORCH_CUDA_ARCH_LIST="7.0 9.0" {_library.BUILD_COMMAND}`'
+    told = f'architecture 7.5; run `TORCH_CUDA_ARCH_LIST="7.5 9.0+PTX" {_library.BUILD_COMMAND}`'
     assert told in str(gpus.cuda_hindrance([old, new]))
+    older = gpus.Gpu("older", (7, 0))
+    told = "none were built for architecture 7.0, and CUDA 13.0 builds for 7.5 and later alone; choose GPUs with CUDA_V"
+    assert str(gpus.cuda_hindrance([older, new])).startswith(told)
+    info["cuda"] = "12.9"
+    assert '"7.0 9.0+PTX"' in str(gpus.cuda_hindrance([older, new]))
 
 
 @pytest.mark.parametrize("pick", [choose_device, pick_device])
@@ -162,12 +172,12 @@ def test_a_gpu_that_nothing_was_built_for_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
-    monkeypatch.setattr(_library, "build_info", lambda: {"architectures": ["8.0", "9.0"]})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device == 1 else (7, 5))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(_library, "build_info", lambda: {"architectures": ["8.0", "9.0"], "cuda": "13.0"})
     monkeypatch.setattr(_library, "cuda_missing_reason", lambda: None)
-    with pytest.raises(
-        UserError, match=r"do not run on the Old GPU: none were built for architecture 7\.0"
-    ):
+    told = "do not run on the Old GPU: none were built for architecture 7.5; "
+    with pytest.raises(UserError, match=re.escape(told + 'run `TORCH_CUDA_ARCH_LIST="7.5 9.0+PTX" ')):
         pick("cuda")
     monkeypatch.setattr(_library, "cuda_missing_reason", lambda: "no compiler")  # then plain PyTorch runs there
     assert pick("cuda").type == "cuda"

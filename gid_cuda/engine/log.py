@@ -29,14 +29,13 @@ class RunLog:
         self._path = folder / "log.jsonl"
         self._hook = threading.excepthook
         threading.excepthook = self._not_of_the_board
-        try:
+        with contextlib.ExitStack() as undo:  # whatever stops it here
+            undo.callback(setattr, threading, "excepthook", self._hook)
             with self._told():
                 self._drop_after(start_step, evaluating)
-                self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+                self._file = undo.enter_context(open(self._path, "a", encoding="utf-8", buffering=1))
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        except UserError:
-            threading.excepthook = self._hook
-            raise
+            undo.pop_all()
         self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), leave=False)
         self._window: list[dict[str, float]] = []
         self._images = 0

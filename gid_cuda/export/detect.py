@@ -15,13 +15,22 @@ import json
 import math
 import sys
 
-NEEDED = "pip install numpy onnxruntime pillow"
+NEEDED = "numpy onnxruntime pillow"
+
+
+def unusable(error):
+    """An import's failure in a sentence: the package is not there, or is and does not load."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("numpy", "onnxruntime", "PIL"):
+        return f"{error.name} is not installed: pip install {NEEDED}"
+    return f"a package does not load ({' '.join(str(error).split())[:300]}): pip install --force-reinstall {NEEDED}"
+
+
 try:
     import numpy as np
-except ModuleNotFoundError:
+except ImportError as error:
     if __name__ != "__main__":
         raise
-    sys.exit(f"error: numpy is not installed: {NEEDED}")
+    sys.exit(f"error: {unusable(error)}")
 
 METADATA = "gid_cuda"
 MAX_LOG_SCALE = math.log(1000.0 / 16)
@@ -299,7 +308,7 @@ def main(arguments):
 def mistake(error, where=""):
     text = f"{where}{error}"
     if isinstance(error, ImportError):
-        text = f"{error.name} is not installed: {NEEDED}"
+        text = unusable(error)
     elif isinstance(error, OSError):
         text = f"{error.filename}: {error.strerror}"
     print(f"error: {text}", file=sys.stderr)

@@ -121,6 +121,29 @@ def test_a_line_that_is_damaged_is_dropped(damage: bytes, tmp_path: Path) -> Non
     assert [entry["step"] for entry in lines(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("problem", "told"), [(OSError(28, "Full"), UserError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_what_stops_its_beginning_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: BaseException, told: type[BaseException]
+) -> None:
+    opened: list[Any] = []
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        opened.append(open(*arguments, **options))
+        return opened[-1]
+
+    def board(*arguments: Any, **options: Any) -> None:
+        raise problem
+
+    hook = threading.excepthook
+    monkeypatch.setattr("gid_cuda.engine.log.open", spied, raising=False)
+    monkeypatch.setattr("gid_cuda.engine.log.SummaryWriter", board)
+    with pytest.raises(told):
+        RunLog(tmp_path, start_step=0, steps=9, every=1)
+    assert threading.excepthook is hook and opened and all(file.closed for file in opened)
+
+
 FULL = Path("/dev/full")  # takes nothing, as a full disk does
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 TOLD = "the log in .* could not be written .No space left.*checkpoints that are there are intact.*--resume"

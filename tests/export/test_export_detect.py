@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,23 @@ def test_a_shell_is_told_how_to_call_it_and_what_is_not_installed(
     run = subprocess.run([*bare, "student.onnx", "photo.jpg"], capture_output=True, text=True)
     told = "error: numpy is not installed: pip install numpy onnxruntime pillow\n"
     assert (run.returncode, run.stdout, run.stderr) == (1, "", told)
+
+
+@pytest.mark.parametrize("kind", [ImportError, ModuleNotFoundError])
+def test_a_package_that_does_not_load_is_not_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: type[ImportError]
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise kind("multiarray failed\n\nto import")
+
+    told = "error: a package does not load (multiarray failed to import): pip install --force-reinstall numpy onnxru"
+    monkeypatch.setattr(detect, "load", broken)
+    assert detect.main(["student.onnx", "photo.jpg"]) == 1
+    assert capsys.readouterr().err.startswith(told)
+    (tmp_path / "numpy.py").write_text(f"raise {kind.__name__}('multiarray failed\\n\\nto import')")
+    command = [sys.executable, detect.__file__, "student.onnx", "photo.jpg"]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (run.returncode, run.stdout) == (1, "") and run.stderr.startswith(told) and run.stderr.count("\n") == 1
 
 
 def test_images_of_another_kind_are_refused() -> None:

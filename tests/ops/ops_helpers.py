@@ -41,8 +41,16 @@ def random_boxes(images: int, count: int, extent: float, smallest: float, larges
     return torch.cat([corner, corner + smallest + torch.rand(images, count, 2) * (largest - smallest)], dim=2)
 
 
+def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The tensor on the device, lying there as it lies here; `.to` would make it dense, and aligned to vectors."""
+    if tensor.device.type == torch.device(device).type:
+        return tensor
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def on(device: str, arguments: dict) -> dict:
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+    return {n: moved(value, device) if isinstance(value, torch.Tensor) else value for n, value in arguments.items()}
 
 
 def with_gradient(function, name: str, arguments: dict, weights: torch.Tensor) -> list[torch.Tensor]:

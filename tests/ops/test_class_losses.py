@@ -186,7 +186,8 @@ def test_a_focal_loss_computed_before(device: str, kind: str):
     weights = torch.tensor([[2.0, -1.0], [0.5, 3.0]], device=device)
     together = with_gradient(class_losses, "logits", arguments, weights)
     before = class_losses(arguments["logits"], matched=arguments["matched"], labels=arguments["labels"])[0]
-    assert torch.equal(before, together[0])
+    # Masked rows take the longer way, so the last place may differ.
+    torch.testing.assert_close(before, together[0], rtol=1e-6, atol=0)
     for value in (before, torch.tensor([NAN, 7.0], device=device)):
         after = with_gradient(class_losses, "logits", arguments | dict(focal=value), weights)
         torch.testing.assert_close(after, [value, *together[1:]], rtol=0, atol=0, equal_nan=True)
@@ -194,7 +195,7 @@ def test_a_focal_loss_computed_before(device: str, kind: str):
     # Its rows are not read again.
     poisoned = arguments["logits"].masked_fill(~arguments["mask"][..., None], NAN)
     losses = class_losses(**arguments | dict(logits=poisoned, focal=before))
-    torch.testing.assert_close(list(losses), together[:2], rtol=0, atol=0)
+    torch.testing.assert_close(list(losses), [before, together[1]], rtol=0, atol=0)
 
 
 @each_device

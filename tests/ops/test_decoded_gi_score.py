@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import DTYPES, INF, NAN, each_device, each_dtype, random_boxes
+from ops_helpers import DTYPES, INF, NAN, each_device, each_dtype, moved, random_boxes
 
 from gid_cuda import reference
 from gid_cuda.detectors.outputs import BoxCoder
@@ -16,13 +16,13 @@ SIZES = torch.tensor([[60, 90], [90, 40]])
 
 def compare(logits, deltas, anchors, image_sizes=None, weights=ONES, distances=False, device="cpu") -> torch.Tensor:
     """The scores of gi_score; its boxes too, but for the last place of an exponential."""
-    moved = [a.to(device) for a in (*logits, *deltas, anchors)]
-    sizes = None if image_sizes is None else image_sizes.to(device)
-    scores, boxes = decoded_gi_score(*moved, sizes, weights=weights, distances=distances)
+    heads = [moved(a, device) for a in (*logits, *deltas, anchors)]
+    sizes = None if image_sizes is None else moved(image_sizes, device)
+    scores, boxes = decoded_gi_score(*heads, sizes, weights=weights, distances=distances)
     assert scores.dtype == boxes.dtype == torch.float32
     coder = BoxCoder("distances" if distances else "deltas", weights)
-    decoded = [coder.decode(d, moved[4]) for d in moved[2:4]]
-    expected_scores, expected_boxes = gi_score(*moved[:2], *decoded, sizes)
+    decoded = [coder.decode(d, heads[4]) for d in heads[2:4]]
+    expected_scores, expected_boxes = gi_score(*heads[:2], *decoded, sizes)
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0, equal_nan=True)
     finite = torch.cat(decoded).nan_to_num(0, 0, 0).abs()
     extent = float(finite.max()) if finite.numel() else 0.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import INF, NAN, each_device, each_dtype, random_boxes
+from ops_helpers import INF, NAN, each_device, each_dtype, moved, random_boxes
 
 from gid_cuda import reference
 from gid_cuda.ops import gi_score
@@ -18,7 +18,7 @@ LOGITS = st.floats(-12.0, 12.0, width=16) | SPECIAL
 def compare(teacher, student, teacher_boxes, student_boxes, image_sizes=None, device="cpu"):
     """Scores within 2e-6 of float64 arithmetic, boxes equal."""
     arguments = (teacher_boxes, student_boxes, image_sizes)
-    scores, boxes = gi_score(*(None if a is None else a.to(device) for a in (teacher, student, *arguments)))
+    scores, boxes = gi_score(*(None if a is None else moved(a, device) for a in (teacher, student, *arguments)))
     assert scores.dtype == boxes.dtype == torch.float32
     expected_scores, expected_boxes = reference.gi_score(teacher.double(), student.double(), *arguments)
     torch.testing.assert_close(scores.cpu().double(), expected_scores, rtol=0, atol=2e-6, equal_nan=True)

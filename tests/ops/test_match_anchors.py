@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import INF, NAN, each_device, random_boxes, torchvision_ops
+from ops_helpers import INF, NAN, each_device, moved, random_boxes, torchvision_ops
 
 from gid_cuda import reference
 from gid_cuda.ops import match_anchors
@@ -14,7 +14,7 @@ SIZES = [1, 16, 255, 256, 257, 4095, 4096, 4097]  # of anchors: around vectors a
 
 def compare(boxes, counts, anchors, device="cpu", **options) -> torch.Tensor:
     """Every index equal: both round the overlap alike, and decide by it."""
-    tensors = [None if tensor is None else tensor.to(device) for tensor in (boxes, counts, anchors)]
+    tensors = [None if tensor is None else moved(tensor, device) for tensor in (boxes, counts, anchors)]
     matched = match_anchors(*tensors, **options).cpu()
     assert matched.dtype == torch.int64
     assert torch.equal(matched, reference.match_anchors(boxes, counts, anchors, **options))

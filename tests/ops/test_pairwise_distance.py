@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import INF, NAN, assert_near, each_device, each_dtype
+from ops_helpers import INF, NAN, assert_near, each_device, each_dtype, moved
 
 from gid_cuda import reference
 from gid_cuda.ops import pairwise_distance
@@ -12,9 +12,9 @@ from gid_cuda.ops import pairwise_distance
 
 def compare(x: torch.Tensor, counts: torch.Tensor | None = None, device: str = "cpu") -> None:
     """Distances and gradient near those of the reference in float64."""
-    ours = x.to(device).detach().requires_grad_()
+    ours = moved(x, device).detach().requires_grad_()
     theirs = x.double().detach().requires_grad_()
-    distances = pairwise_distance(ours, None if counts is None else counts.to(device))
+    distances = pairwise_distance(ours, None if counts is None else moved(counts, device))
     expected = reference.pairwise_distance(theirs, counts)
     assert distances.dtype == torch.float32
     assert_near(distances, expected, torch.float32)

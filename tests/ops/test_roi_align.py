@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import INF, NAN, assert_near, each_device, each_dtype, random_boxes, torchvision_ops
+from ops_helpers import INF, NAN, assert_near, each_device, each_dtype, moved, random_boxes, torchvision_ops
 
 from gid_cuda import reference
 from gid_cuda.ops import multilevel_roi_align
@@ -24,10 +24,10 @@ def compare(features, boxes, counts=None, device="cpu", **options):
     """Output and gradients near those of the reference in float64, and gradients as the features lie in memory."""
     dtype = features[0].dtype
     options = PYRAMID | dict(output_size=3) | options
-    moved = None if counts is None else counts.to(device)
-    ours = [f.to(device).detach().requires_grad_() for f in features]
+    places = None if counts is None else moved(counts, device)
+    ours = [moved(f, device).detach().requires_grad_() for f in features]
     theirs = [f.double().detach().requires_grad_() for f in features]
-    output = multilevel_roi_align(ours, boxes.to(device), moved, **options)
+    output = multilevel_roi_align(ours, moved(boxes, device), places, **options)
     expected = reference.multilevel_roi_align(theirs, boxes, counts, **options)
     assert output.dtype == dtype
     assert_near(output, expected, dtype)
@@ -90,8 +90,8 @@ def test_empty_slots_are_zero_and_take_no_gradient(device: str, counts: list[int
     features = [f.requires_grad_() for f in pyramid(2, 3)]
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 60.0, 25.0, 70.0], [0.0, 0.0, 90.0, 90.0]]).repeat(2, 1, 1)
     boxes[0] = NAN  # what lies in empty slots is not looked at
-    moved = [f.to(device) for f in features]
-    output = multilevel_roi_align(moved, boxes.to(device), torch.tensor(counts, device=device), **PYRAMID)
+    ours = [f.to(device) for f in features]
+    output = multilevel_roi_align(ours, boxes.to(device), torch.tensor(counts, device=device), **PYRAMID)
     assert (output[0] == 0).all()
     assert (output[1] != 0).all()
     output.sum().backward()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_helpers import INF, NAN, each_device, each_dtype, random_boxes, torchvision_ops
+from ops_helpers import INF, NAN, each_device, each_dtype, moved, random_boxes, torchvision_ops
 
 from gid_cuda import reference
 from gid_cuda.ops import topk_nms
@@ -18,8 +18,9 @@ SCORES = st.sampled_from([0.0, -0.0, 0.25, 0.5, 0.5000001, 1.0, -1.0, NAN, INF, 
 def compare(boxes, scores, k, iou_threshold=0.3, groups=None, min_size=0.0, device="cpu") -> torch.Tensor:
     """Indices and counts equal to the reference's; returns the counts."""
     expected = reference.topk_nms(boxes, scores, k, iou_threshold, groups=groups, min_size=min_size)
-    moved = None if groups is None else groups.to(device)
-    actual = topk_nms(boxes.to(device), scores.to(device), k, iou_threshold, groups=moved, min_size=min_size)
+    of_groups = None if groups is None else moved(groups, device)
+    arguments = (moved(boxes, device), moved(scores, device), k, iou_threshold)
+    actual = topk_nms(*arguments, groups=of_groups, min_size=min_size)
     for output, value in zip(actual, expected, strict=True):
         assert output.dtype == torch.int64
         assert torch.equal(output.cpu(), value)
