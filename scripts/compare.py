@@ -4,15 +4,17 @@
     python scripts/compare.py runs/demo/teacher runs/demo/student runs/demo/distilled --names teacher plain distilled
 
 The plain run is the one with a distilled run's model and without distillation, unless --baseline names it.
+Runs that were evaluated on different data are told.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from gid_cuda.errors import told_in_one_sentence
-from gid_cuda.viz.table import comparison_table, run_names
+from gid_cuda.errors import printable, told_in_one_sentence
+from gid_cuda.viz.table import comparison_table, data_note, run_names
 
 
 def main() -> None:
@@ -26,6 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     names = run_names(arguments.runs, arguments.names)
     print(comparison_table(arguments.runs, names, baseline=arguments.baseline, markdown=arguments.markdown))
+    if note := data_note(arguments.runs, names):
+        print(f"note: {printable(note)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

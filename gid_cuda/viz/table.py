@@ -12,6 +12,7 @@ import yaml
 from gid_cuda.errors import UserError
 
 _KEYS = ("parameters", "AP", "AP50", "seconds")
+_EVALUATED_ON = ("format", "root", "val", "classes", "one_based", "generated")  # of a config's data section
 _LATER_KEYS = {"options": {}, "variant": "torchvision"}  # which runs of older versions did not write
 
 
@@ -54,6 +55,20 @@ def plain_run(runs: Sequence[Path]) -> int | None:
         if config and config.get("distill") is None and _model(config) in distilled:
             return index
     return None
+
+
+def data_note(runs: Sequence[Path], names: Sequence[str]) -> str | None:
+    """A sentence where runs were evaluated on other data than the first, by their configs; None where on the same."""
+    data = [_read_config(run).get("data") for run in runs]
+    known = [(name, values) for name, values in zip(names, data, strict=True) if isinstance(values, dict)]
+    others: dict[str, list[str]] = {}
+    for name, values in known[1:]:
+        if keys := [f"data.{key}" for key in _EVALUATED_ON if values.get(key) != known[0][1].get(key)]:
+            others.setdefault(", ".join(keys), []).append(name)
+    if not others:
+        return None
+    told = "; ".join(f"{', '.join(names)} ({keys})" for keys, names in others.items())
+    return f"evaluated on other data than {known[0][0]}, so AP may not compare: {told}"
 
 
 def _read_config(run: Path) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from gid_cuda.errors import UserError
-from gid_cuda.viz.table import comparison_table, plain_run, read_metrics, run_names
+from gid_cuda.viz.table import comparison_table, data_note, plain_run, read_metrics, run_names
 
 
 def make_run(folder: Path, ap: float | None, *, backbone: str = "resnet18", distill: dict | None = None) -> Path:
@@ -74,6 +76,22 @@ def test_the_plain_run_is_the_distilled_model_without_distillation(runs):
     text = comparison_table(runs, ["a", "b", "c"])
     assert " vs " not in text and "30.0" in text
     assert "AP vs b" in comparison_table(runs, ["a", "b", "c"], baseline="b")
+
+
+def test_data_that_differ_are_told(runs):
+    names = ["teacher", "plain", "gid"]
+    assert data_note(runs, names) is None  # no config says anything of data
+    for run, root, steps in zip(runs, ("here", "here", "there"), (1, 2, 3), strict=True):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config |= {"data": {"format": "coco", "root": root, "hflip": 0.1 * steps}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    told = "evaluated on other data than {}, so AP may not compare: {} (data.root)"
+    assert data_note(runs, names) == told.format("teacher", "gid")
+    assert data_note(runs[::-1], names[::-1]) == told.format("gid", "plain, teacher")
+    assert data_note(runs[:2], names[:2]) is None
+    script = Path(__file__).parents[2] / "scripts" / "compare.py"
+    done = subprocess.run([sys.executable, script, *runs], capture_output=True, text=True)
+    assert done.returncode == 0 and "32.6" in done.stdout and done.stderr == f"note: {told.format('teacher', 'gid')}\n"
 
 
 def test_no_ground_truth_and_equal_runs(tmp_path):
