@@ -4,6 +4,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 # Another version: make test VENV=.venv-2.10 TORCH="torch==2.10.0 torchvision==0.25.0"
 TORCH ?= torch torchvision
+export TORCH
 SEED ?= 0
 
 .PHONY: build demo test test-slow bench gpu-check lint docs clean
@@ -13,12 +14,13 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet "setuptools>=77" pybind11 ninja $(TORCH)
-	echo '$(TORCH)' > $@
+	printf '%s\n' "$$TORCH" > $@
 
 # Without isolation pip does not ask what the build needs: the CUDA compiler packages, where no toolkit fits.
 build: $(VENV)/ready
-	@[ "$$(cat $(VENV)/ready)" = '$(TORCH)' ] || \
-	    { echo "error: $(VENV) has TORCH=\"$$(cat $(VENV)/ready)\": name another folder with VENV=" >&2; exit 1; }
+	@[ ! -s $(VENV)/ready ] || [ "$$(cat $(VENV)/ready)" = "$$TORCH" ] || { \
+	    echo "error: $(VENV) was made with TORCH=\"$$(cat $(VENV)/ready)\": give the same, or another folder with VENV=" >&2; \
+	    exit 1; }
 	$(PY) -m build_tools.backend | xargs -r $(PY) -m pip install --quiet
 	$(PY) -m pip install --quiet --no-build-isolation -e ".[test]"
 	$(PY) -m gid_cuda
@@ -45,7 +47,7 @@ bench: build
 # pytest, hypothesis and what pyproject.toml lists. Nine minutes at most.
 OUT ?= benchmarks/results
 gpu-check:
-	$(PYTHON) benchmarks/gpu_check.py "$(OUT)"
+	exec $(PYTHON) benchmarks/gpu_check.py "$(or $(OUT),benchmarks/results)"
 
 lint: build
 	$(PY) -m ruff check .

@@ -187,7 +187,8 @@ def _row(
         "host_s": timing.host_s,
         "moved_bytes": moved,
         "counted": case.counted,
-        "bandwidth_share": moved / timing.median / bandwidth,
+        # What was not compared computes something else, and moves other bytes.
+        "bandwidth_share": moved / timing.median / bandwidth if check or contender.role == "ours" else None,
         "input_sets": sets,
         "check": check,
         "note": contender.note,

@@ -42,6 +42,7 @@ PROBE = (
 )
 PROBE_SECONDS = 90.0  # torch's first import from a cold disk and CUDA's start; a driver that hangs must not take it all
 CUBLAS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # asks this program to end; its stages are of other sessions
 GRACE = 8.0  # seconds: for a stage that is out of time to write down what it has
 FOUND_ERRORS = "97"  # the sanitizer's exit code, unlike any of pytest's
 
@@ -119,9 +120,8 @@ def find_sanitizer() -> str | None:
 
 def gpu_problem(python: str) -> str | None:
     """Why there is no GPU to check on, or nothing to check it with, in a sentence; None where all is there."""
-    try:
-        run = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
-    except subprocess.TimeoutExpired:
+    run = _probe([python, "-c", PROBE])
+    if run is None:
         return f"torch of {python} does not say within {PROBE_SECONDS:.0f} s whether there is a GPU; try `nvidia-smi`"
     if run.returncode == NO_GPU:
         return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
@@ -135,8 +135,20 @@ def gpu_problem(python: str) -> str | None:
     return f"{python} lacks the modules {missing}: install them first, nothing is downloaded" if missing else None
 
 
+def _probe(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """None where it does not answer in time; then it is not waited for, as it may hang in the driver for ever."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said, complained = process.communicate(timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)
+
+
 def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
-    """Within `seconds`, of which the last `GRACE` are for ending; everything that it says into the log."""
+    """Within `seconds`, of which the last `GRACE` are for ending (as long again for what does not end); everything that
+    it says into the log."""
     command = list(stage.command)
     if command[0] == SANITIZER:
         program = find_sanitizer()
@@ -148,12 +160,14 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
         file.write(f"\n===== {stage.name}: {' '.join(command)}\n".encode())
         file.flush()
         start = file.tell()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # else one that comes now leaves the stage without a parent
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment}, start_new_session=True,
             preexec_fn=_heed_interrupts,
         )  # fmt: skip
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             code: int | None = process.wait(timeout=max(1.0, seconds - GRACE))
         except subprocess.TimeoutExpired:
             code = None
@@ -170,6 +184,7 @@ def run_stage(stage: Stage, log: Path, seconds: float) -> Outcome:
 def _heed_interrupts() -> None:
     """In a stage, before it begins: started from a shell's background, it would ignore them from birth."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
@@ -206,7 +221,8 @@ def check(python: str, out: Path, seconds: float = SECONDS) -> int:
     try:
         if problem is None:
             out.mkdir(parents=True, exist_ok=True)
-            log.write_bytes(b"")
+            log.write_text(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            _write_summary(out, [], "nothing has ended yet")
     except OSError as error:
         problem = f"OUT={out} cannot be written to ({error.strerror}): give another folder"
     if problem is not None:
@@ -246,12 +262,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "benchmarks" / "results", metavar="OUT")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stage of its own session would live on else
+    out = parser.parse_args().out.expanduser().absolute()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
-        return check(sys.executable, parser.parse_args().out.resolve())
+        return check(sys.executable, out)
     except KeyboardInterrupt:
         print("interrupted: OUT has what the stages before have left", file=sys.stderr)
         return 130
+    except OSError as error:
+        print(f"error: OUT={out} takes no more ({error.strerror}): make room there, or give another", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

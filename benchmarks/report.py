@@ -22,7 +22,7 @@ def by_case(rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
 def case_text(rows: Sequence[Row]) -> str:
     """The rows of one case: time, how many times ours that is, share of the copy bandwidth, what the check said.
 
-    What was not compared computes something else, so the bytes that it moves, and its share, are not known.
+    What was not compared has no share: it computes something else.
     """
     (ours, others), *_ = by_case(rows)
     lines = [
@@ -33,7 +33,7 @@ def case_text(rows: Sequence[Row]) -> str:
         ratio = f"{row['median_s'] / ours['median_s']:8.2f} x" if row is not ours else " " * 10
         told = "; ".join(text for text in (row["check"], row["note"]) if text)
         host = f", host {seconds_text(row['host_s'])}" if row["host_s"] is not None else ""
-        share = f"{row['bandwidth_share']:6.1%} of copy" if row is ours or row["check"] else " " * 14
+        share = " " * 14 if row["bandwidth_share"] is None else f"{row['bandwidth_share']:6.1%} of copy"
         lines.append(f"  {row['contender']:<{_WIDTH}} {_plus_minus(row)} {ratio} {share}{host}  {told}".rstrip())
     return "\n".join(lines)
 

@@ -8,13 +8,20 @@ from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """In one move: what was there stays readable until the new text is. Raises OSError, which names the file."""
-    part = path.with_name(f".{path.name}.part")
+    """In one move: what was there stays readable until the new text is. Raises OSError, which names the file.
+
+    A link stays one: what it leads to is replaced. What is no file (a pipe, /dev/stdout) is written to as it is.
+    """
+    place = Path(os.path.realpath(path))
+    moved = place.is_file() or not place.exists()
+    part = place.with_name(f".{place.name}.part") if moved else place
     try:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        if moved:
+            os.replace(part, place)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        if moved:
+            with contextlib.suppress(OSError):
+                part.unlink()
         error.filename, error.filename2 = str(path), None  # a full disk names none, the others that of the part
         raise

@@ -51,13 +51,15 @@ def cuda_hindrance(gpus: list[Gpu]) -> str | None:
 
 
 def _not_built_for(missing: list[Gpu], gpus: list[Gpu]) -> str:
-    """And what mends it for all GPUs: a build for those that are missing alone would end the others' code."""
+    """And what mends it for all GPUs: a build for those that are missing alone would leave the others without."""
     told = f"none were built for architecture {architectures(missing)}"
     cuda = str(_library.build_info()["cuda"])
-    if int(cuda.split(".")[0]) >= 13 and any(gpu.capability < OLDEST_OF_CUDA_13 for gpu in missing):
-        oldest = ".".join(map(str, OLDEST_OF_CUDA_13))
-        return f"{told}, and CUDA {cuda} builds for {oldest} and later alone; choose GPUs with CUDA_VISIBLE_DEVICES"
-    command = f'TORCH_CUDA_ARCH_LIST="{architectures(gpus)}+PTX" {_library.BUILD_COMMAND}'
+    oldest = OLDEST_OF_CUDA_13 if int(cuda.split(".")[0]) >= 13 else (0, 0)
+    if any(gpu.capability < oldest for gpu in missing):
+        since = ".".join(map(str, oldest))
+        return f"{told}, and CUDA {cuda} builds for {since} and later alone; choose GPUs with CUDA_VISIBLE_DEVICES"
+    possible = [gpu for gpu in gpus if gpu.capability >= oldest]
+    command = f'TORCH_CUDA_ARCH_LIST="{architectures(possible)}+PTX" {_library.BUILD_COMMAND}'
     return f"{told}; run `{command}` in the source folder"
 
 

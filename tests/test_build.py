@@ -162,6 +162,10 @@ def test_report_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     older = gpus.Gpu("older", (7, 0))
     told = "none were built for architecture 7.0, and CUDA 13.0 builds for 7.5 and later alone; choose GPUs with CUDA_V"
     assert str(gpus.cuda_hindrance([older, new])).startswith(told)
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [older, gpus.Gpu("newest", (12, 0))])
+    monkeypatch.setattr(gpus, "_gpu", lambda device: gpus.visible_gpus()[1])
+    with pytest.raises(UserError, match=r'run `TORCH_CUDA_ARCH_LIST="12\.0\+PTX" '):  # 7.0 could not be built
+        gpus.require_kernels(torch.device("cuda"))
     info["cuda"] = "12.9"
     assert '"7.0 9.0+PTX"' in str(gpus.cuda_hindrance([older, new]))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import re
 import signal
 import stat
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,21 +93,44 @@ def test_without_a_build_there_is_nothing_to_check(calls: Path, tmp_path: Path) 
     assert summary.count("not begun: the build failed") == 7
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_stopped_it_ends_its_stage_and_keeps_what_it_has(calls: Path, tmp_path: Path, number: int) -> None:
     child = tmp_path / "child"
-    text = PYTHON.replace("sleep 60", f"sleep 60 & echo $! > {child}; wait")
+    text = PYTHON.replace("sleep 60", f"sleep 600 & echo $! > {child}; wait")
     stand_in = script(tmp_path / "python", text, calls=calls, bad="nothing", code=3, slow="junitxml")
     code = "import sys; sys.executable = sys.argv.pop(1); from benchmarks import gpu_check as g; sys.exit(g.main())"
     command = [sys.executable, "-c", code, str(stand_in), str(tmp_path / "out")]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     wait_until(lambda: child.exists() and child.read_text().strip())
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and said == "interrupted: OUT has what the stages before have left\n"
-    wait_until(lambda: not is_alive(int(child.read_text())))
+    pid = int(child.read_text())
+    try:
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and said == "interrupted: OUT has what the stages before have left\n"
+        wait_until(lambda: not is_alive(pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert len(summary) == 2 and "build      ok" in summary[0] and summary[1] == "to be continued"
+
+
+def test_a_signal_while_a_stage_begins_waits_until_it_can_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        begun.append(subprocess.Popen(*arguments, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(gpu_check, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": popen}))
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_stage(gpu_check.Stage("slow", ["sleep", "600"], 100), tmp_path / "log.txt", 60)
+    assert len(begun) == 1 and begun[0].returncode == -signal.SIGKILL
 
 
 def wait_until(holds: Callable[[], object]) -> None:
@@ -170,6 +196,25 @@ def test_a_folder_that_cannot_be_written_to(calls: Path, tmp_path: Path, capsys:
         assert gpu_check.check(python(calls), out) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: OUT={out} cannot be written to (") and said.count("\n") == 1
+    (tmp_path / "out" / "summary.txt").mkdir(parents=True)
+    assert gpu_check.check(python(calls), tmp_path / "out") == 2 and "pip install" not in calls.read_text()
+
+
+def test_a_disk_that_takes_no_more(calls: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gpu_check, "run_stage", full)
+    monkeypatch.setattr(sys, "executable", python(calls))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", str(tmp_path / "out")])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert gpu_check.main() == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    told = f"error: OUT={tmp_path / 'out'} takes no more (No space left on device): make room there, or give another\n"
+    assert capsys.readouterr().err == told
 
 
 def test_without_a_gpu_one_sentence_and_nothing_is_written(calls: Path, tmp_path: Path, capsys: Any) -> None:

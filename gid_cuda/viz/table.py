@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gid_cuda.errors import UserError
 
 _KEYS = ("parameters", "AP", "AP50", "seconds")
 _EVALUATED_ON = ("format", "root", "val", "classes", "one_based", "generated")  # of a config's data section
+_DRAWN = ("val_images", "width", "height", "seed")  # of its generated section: what pictures to evaluate on hang on
 _LATER_KEYS = {"options": {}, "variant": "torchvision"}  # which runs of older versions did not write
 
 
@@ -63,12 +65,26 @@ def data_note(runs: Sequence[Path], names: Sequence[str]) -> str | None:
     known = [(name, values) for name, values in zip(names, data, strict=True) if isinstance(values, dict)]
     others: dict[str, list[str]] = {}
     for name, values in known[1:]:
-        if keys := [f"data.{key}" for key in _EVALUATED_ON if values.get(key) != known[0][1].get(key)]:
+        ours, first = _evaluated_on(values), _evaluated_on(known[0][1])
+        if keys := [f"data.{key}" for key in _EVALUATED_ON if ours[key] != first[key]]:
             others.setdefault(", ".join(keys), []).append(name)
     if not others:
         return None
     told = "; ".join(f"{', '.join(names)} ({keys})" for keys, names in others.items())
     return f"evaluated on other data than {known[0][0]}, so AP may not compare: {told}"
+
+
+def _evaluated_on(data: dict[str, Any]) -> dict[str, Any]:
+    """The keys that decide it, each written in one way."""
+    found = {key: data.get(key) for key in _EVALUATED_ON} | {"one_based": bool(data.get("one_based"))}
+    val = found["val"] if isinstance(found["val"], list) else [found["val"]]
+    found["val"] = [{k: v for k, v in split.items() if v is not None} for split in val if isinstance(split, dict)]
+    found["val"] = [split for split in found["val"] if split]
+    if found["format"] == "generated":  # the same pictures wherever they lie
+        drawn = found["generated"] if isinstance(found["generated"], dict) else {}
+        return found | {"root": None, "generated": {key: drawn.get(key) for key in _DRAWN}}
+    root = os.path.abspath(os.path.expanduser(str(found["root"])))
+    return found | {"root": root, "generated": None}
 
 
 def _read_config(run: Path) -> dict[str, Any]:

@@ -190,3 +190,18 @@ def test_a_text_that_finds_no_room(tmp_path: Path) -> None:
         write_text(tmp_path / "x", "new")
     assert raised.value.filename == str(tmp_path / "x")
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+def test_a_link_stays_one_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "there" / "file")
+    for text in ("new", "newer"):
+        write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "there" / "file").read_text() == text
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo()
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "link", "pipe", "there"]

@@ -113,6 +113,7 @@ def test_the_commit_is_this_packages_own(tmp_path: Path, monkeypatch: pytest.Mon
 
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "machine.py").write_text(Path(machine.__file__).read_text())
+    monkeypatch.delenv("GID_CUDA_COMMIT", raising=False)
     assert commit() == "None"
     monkeypatch.setenv("GID_CUDA_COMMIT", "0123456789ab-dirty")  # a copy without .git
     assert commit() == "0123456789ab-dirty"

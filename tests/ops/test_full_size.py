@@ -11,10 +11,11 @@ from gid_cuda.ops import gi_score, topk_nms
 
 
 @each_device
-@pytest.mark.parametrize(("images", "count"), [(16, 201_600), (1, 1_000_000)])
+@pytest.mark.parametrize("count", [201_600, 1_000_000])
 @pytest.mark.parametrize("levels", [None, 1000, 1], ids=["distinct", "ties", "equal"])
-def test_topk_nms_of_a_whole_batch(device: str, images: int, count: int, levels: int | None):
+def test_topk_nms_of_a_whole_batch(device: str, count: int, levels: int | None):
     """At random, with about 200 or 1000 boxes a score, and with one score for all."""
+    images = 1 if count == 1_000_000 else 16 if device == "cuda" else 2
     boxes = random_boxes(images, count, 1300.0, 4.0, 300.0)
     scores = torch.rand(images, count)
     if levels is not None:

@@ -89,6 +89,20 @@ def test_data_that_differ_are_told(runs):
     assert data_note(runs, names) == told.format("teacher", "gid")
     assert data_note(runs[::-1], names[::-1]) == told.format("gid", "plain, teacher")
     assert data_note(runs[:2], names[:2]) is None
+    ways = [  # of writing the same
+        {"format": "coco", "root": "./data/x/", "val": [{"images": "a", "split": None}], "generated": {"seed": 1}},
+        {"format": "coco", "root": str(Path("data/x").absolute()), "val": {"images": "a"}, "one_based": False},
+        {"format": "generated", "root": "d", "val": {}, "generated": {"seed": 1, "train_images": 4}},
+        {"format": "generated", "root": "d", "val": None, "generated": {"seed": 1, "train_images": 8}},
+    ]
+    for pair in (ways[:2], ways[2:]):
+        for run, data in zip(runs, pair, strict=False):
+            (run / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+        assert data_note(runs[:2], names[:2]) is None
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump({"data": ways[3] | {"generated": {"seed": 2}}}))
+    assert str(data_note(runs[:2], names[:2])).endswith(": plain (data.generated)")
+    for run, root in zip(runs, ("here", "here", "there"), strict=True):
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {"format": "coco", "root": root}}))
     script = Path(__file__).parents[2] / "scripts" / "compare.py"
     done = subprocess.run([sys.executable, script, *runs], capture_output=True, text=True)
     assert done.returncode == 0 and "32.6" in done.stdout and done.stderr == f"note: {told.format('teacher', 'gid')}\n"
