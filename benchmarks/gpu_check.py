@@ -31,8 +31,8 @@ TESTS = ("tests/ops", "tests/distill", "tests/detectors", "tests/engine", "tests
 # What the build, the tests and the benchmark import, pydantic's own two as well: without one of them a whole stage can
 # be lost.
 NEEDED = (
-    "annotated_types hypothesis matplotlib ninja numpy PIL pybind11 pycocotools pydantic pydantic_core pytest setuptools "
-    "tensorboard torchvision tqdm typing_inspection yaml"
+    "annotated_types hypothesis matplotlib ninja numpy PIL pybind11 pycocotools pydantic pydantic_core pytest "
+    "setuptools tensorboard torchvision tqdm typing_inspection yaml"
 )
 NO_GPU = 17  # the probe's exit code
 PROBE = (

@@ -92,7 +92,8 @@ class DataConfig(Section):
     labeled_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     unlabeled: UnlabeledConfig | None = None
     one_based: bool = False  # VOC: coordinates start at 1
-    workers: NonNegativeInt = 2  # loader processes, of each process that trains
+    # loader processes, of each process that trains; as many as it has cores are enough
+    workers: Annotated[int, Field(ge=0, le=128)] = 2
     hflip: Fraction = 0.5  # probability of a horizontal flip in training
     # images of a training batch are all wider than high or all not, but for a few batches: less padding. Where all
     # images of the set are alike in this, nothing changes

@@ -267,7 +267,7 @@ def test_mistakes(run, monkeypatch, capsys, tmp_path):
     assert "has no log.jsonl" in error_of("--curves", tmp_path)
     (tmp_path / "file").write_text("")
     text = error_of("--cfg", cfg, "--weights", early, "--output", tmp_path / "file")
-    assert "file cannot be made: File exists; give another with --output" in text
+    assert "file is a file, expected a folder: give another with --output" in text
 
 
 def test_compare(monkeypatch, capsys, tmp_path):

@@ -13,7 +13,10 @@ from gid_cuda.data.images import UnreadableImage, image_size
 from gid_cuda.data.records import CROWD, OBJECT, BoxTable, Flaws, Records, make_records, number
 from gid_cuda.errors import UserError
 
-ELSEWHERE = "point elsewhere with data.root=..., or take configs/demo.yaml, which needs no download"
+ELSEWHERE = (
+    "point elsewhere with data.root=..., or annotations or images of that split, or take configs/demo.yaml, "
+    "which needs no download"
+)
 
 
 def read_coco(annotations: Path, images: Path, classes: list[str] | None = None) -> Records:

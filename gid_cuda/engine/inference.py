@@ -161,5 +161,7 @@ def make_folder(path: Path) -> None:
     """The folder and those it lies in; UserError where the disk refuses."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{path} is a file, expected a folder: give another with --output") from None
     except OSError as error:
         raise UserError(f"the folder {path} cannot be made: {error.strerror}; give another with --output") from None

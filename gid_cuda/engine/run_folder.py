@@ -85,7 +85,9 @@ def resume_content(config: Config, classes: list[str]) -> dict[str, Any] | None:
     try:
         content = load_checkpoint(path)
     except UserError as error:
-        raise UserError(f"{error}; begin anew with --overwrite or another output") from None
+        best = config.output / "best.pt"
+        or_best = f"; model.weights={best} with another output begins with the best weights" if best.exists() else ""
+        raise UserError(f"{error}; begin anew with --overwrite or another output{or_best}") from None
     if "resume" not in content:
         raise UserError(f"{path} has no training state, so it cannot be resumed: give it as model.weights instead")
     if missing := [name for name in ("model", "classes", "config", "step", "metrics") if name not in content]:

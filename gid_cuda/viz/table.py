@@ -37,6 +37,8 @@ def run_names(runs: Sequence[Path], names: Sequence[str] | None = None) -> list[
 def read_metrics(run: Path) -> dict[str, Any]:
     """A run's `metrics.json`."""
     path = run / "metrics.json"
+    if run.is_file():
+        raise UserError(f"{run} is a file: give the folder of a run")
     if not path.is_file():
         raise UserError(f"{run} has no metrics.json: it is not the folder of a run, or the run has not finished")
     try:

@@ -169,7 +169,7 @@ def test_missing_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = {"annotations": "instances.json", "images": "images"}
     with fails(
         f"COCO data set not found: looked for the folder datasets/coco from {tmp_path}; point elsewhere with "
-        r"data.root=\.\.\., or take configs/demo.yaml, which needs no download"
+        r"data.root=\.\.\., or annotations or images of that split, or take configs/demo.yaml, which needs no download"
     ):
         build_dataset(DataConfig(format="coco", root=Path("datasets/coco"), train=split, val=split), "train")
 

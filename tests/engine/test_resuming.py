@@ -68,7 +68,11 @@ def test_a_damaged_training_state(damage: str, last: dict[str, Any], data: Path,
 
 def test_a_file_that_is_none(data: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match="last.pt cannot be read: it is damaged .*; begin anew with --overwrite or"):
+    told = "last.pt cannot be read: it is damaged .*; begin anew with --overwrite or another output"
+    with pytest.raises(UserError, match=f"{told}$"):
+        train(plain_config(data, tmp_path, "train.steps=2"), resume=True)
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(UserError, match=f"{told}; model.weights={tmp_path}/best.pt with another "):
         train(plain_config(data, tmp_path, "train.steps=2"), resume=True)
 
 

@@ -130,6 +130,8 @@ def test_names(tmp_path):
 def test_mistakes(runs, tmp_path):
     with pytest.raises(UserError, match=r"none has no metrics.json: it is not the folder of a run, or .* not finished"):
         read_metrics(tmp_path / "none")
+    with pytest.raises(UserError, match=r"config.yaml is a file: give the folder of a run"):
+        read_metrics(runs[0] / "config.yaml")
     with pytest.raises(UserError, match=r"no run is called 'x': --baseline has to be one of a, b, c"):
         comparison_table(runs, ["a", "b", "c"], baseline="x")
     (runs[0] / "metrics.json").write_text("{")
