@@ -119,6 +119,7 @@ def test_stopped_it_ends_its_stage_and_keeps_what_it_has(calls: Path, tmp_path: 
 BEGINNING = """
 import os, signal, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 from benchmarks import gpu_check
 
 def popen(*arguments, **options):
