@@ -15,7 +15,7 @@ from gid_cuda.data.dataset import DetectionDataset, Sample
 from gid_cuda.data.images import UnreadableImage
 from gid_cuda.data.sampler import Draw, GroupedSampler, OwnPart, TrainSampler, positions
 from gid_cuda.data.unlabeled import UnlabeledImages
-from gid_cuda.data.workers import leave_signals_to_the_trainer, surviving
+from gid_cuda.data.workers import leave_signals_to_the_trainer, loader_context, surviving
 from gid_cuda.errors import UserError
 
 Images = DetectionDataset | UnlabeledImages
@@ -213,6 +213,7 @@ def build_loader(
             persistent_workers=workers > 0,
             collate_fn=_unchanged,
             pin_memory=pin_memory,
+            multiprocessing_context=loader_context() if workers > 0 else None,
             worker_init_fn=leave_signals_to_the_trainer,
             generator=torch.Generator().manual_seed(seed % 2**63),  # else an iterator draws from the global generator
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from multiprocessing import sharedctypes
 from typing import TypeVar
 
 from torch.utils.data import DataLoader
@@ -31,6 +33,31 @@ def _end_those_left() -> None:
     """Where an error ends the program, its traceback holds the loader that would have ended its processes."""
     for process in list(_begun):
         process.kill()
+
+
+class _Flag:
+    """multiprocessing's Event without its lock: killed while it holds that, as it does at each batch, a loader process
+    would let the trainer wait for ever."""
+
+    def __init__(self) -> None:
+        self._shared = sharedctypes.RawValue(ctypes.c_bool, False)
+
+    def is_set(self) -> bool:
+        return self._shared.value
+
+    def set(self) -> None:
+        self._shared.value = True
+
+
+def loader_context() -> multiprocessing.context.BaseContext:
+    """The `multiprocessing_context` of a DataLoader whose processes may be killed at any moment."""
+    usual = multiprocessing.get_context(multiprocessing.get_start_method())
+
+    class Context(type(usual)):
+        def Event(self) -> _Flag:
+            return _Flag()
+
+    return Context()
 
 
 def leave_signals_to_the_trainer(worker: int) -> None:

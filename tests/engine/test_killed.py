@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,6 +225,26 @@ def test_an_image_that_kills_its_loader(data: Path, impatient: None) -> None:
         list(batches)
     batches = iter(build_loader(dataset, batch_size=1, workers=0, train=False))
     assert next(batches).image_ids == dataset.image_ids[:1]  # without processes nothing dies unasked
+
+
+class Watching(DetectionDataset):
+    """Its loader process dies where nothing that tells it to end has a lock, which it could take along."""
+
+    def __getitem__(self, index: int) -> Any:
+        frame = sys._getframe()
+        while "done_event" not in frame.f_locals:
+            assert frame.f_back is not None
+            frame = frame.f_back
+        if hasattr(frame.f_locals["done_event"], "_cond"):
+            raise UserError("there is a lock: who is killed while holding it lets the trainer wait for ever")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_takes_no_lock_along(data: Path, impatient: None) -> None:
+    dataset = Watching(build_dataset(plain_config(data, data).data, "train").records)
+    batches = iter(build_loader(dataset, batch_size=1, workers=2, train=False))
+    with pytest.warns(UserWarning), pytest.raises(UserError, match="died 3 times in a row on one batch"):
+        next(batches)
 
 
 def test_an_image_that_becomes_unreadable_in_mid_run(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
