@@ -45,7 +45,6 @@ bench: build
 
 # On a machine with a GPU and CUDA, without network: no virtual environment, nothing is downloaded. PYTHON has torch,
 # pytest, hypothesis and what pyproject.toml lists. Nine minutes at most.
-OUT ?= benchmarks/results
 gpu-check:
 	exec $(PYTHON) benchmarks/gpu_check.py "$(or $(OUT),benchmarks/results)"
 

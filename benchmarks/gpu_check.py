@@ -125,7 +125,7 @@ def gpu_problem(python: str) -> str | None:
         return f"torch of {python} does not say within {PROBE_SECONDS:.0f} s whether there is a GPU; try `nvidia-smi`"
     if run.returncode == NO_GPU:
         return f"torch of {python} sees no GPU here: run this where `nvidia-smi` lists one"
-    last = next(reversed(run.stderr.split("\n")[:-1]), "")
+    last = (run.stderr.strip().splitlines() or [""])[-1]
     if run.returncode != 0 and "No module named 'torch'" in last:
         return f"{python} has no torch: give the Python that has it with PYTHON=..."
     if run.returncode != 0:

@@ -37,7 +37,7 @@ _PATTERNS = {  # what each looks like, and the characters that it may begin with
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe (no Python objects), YAML 1.2 scalars, no repeated keys, no aliases (they can blow up a small file)."""
+    """Safe (no Python objects), scalars as above, no repeated keys, no aliases (they can blow up a small file)."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -74,12 +74,12 @@ class _Loader(yaml.SafeLoader):
 def _fits(node: yaml.ScalarNode) -> bool:
     """False where an explicit tag turns a text into what the text alone would not be: !!int 0x1F, !!null 3."""
     name = node.tag.removeprefix(_TAG_PREFIX)
-    names = {"str": (), "float": ("float", "int")}.get(name, (name,))
-    return not names or any(re.fullmatch(_PATTERNS[name][0], node.value) for name in names)
+    kinds = ("float", "int") if name == "float" else (name,)
+    return name == "str" or any(re.fullmatch(_PATTERNS[kind][0], node.value) for kind in kinds)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes a text that either version of YAML takes for something else: 1e9 (a number in 1.2), no (false in 1.1)."""
+    """Quotes a text that we or YAML 1.1 take for something else: 1e9 (a number to us), no (false in 1.1)."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True  # a list that is there twice is written twice: aliases are not read
@@ -106,7 +106,7 @@ def parse_yaml(text: str, where: str) -> Any:
         told = _one_line(", ".join(filter(None, (error.context, error.problem))))
         raise UserError(f"{where}{line}: cannot be read as YAML: {told}") from None
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        # ValueError: an int of over 4300 digits; OverflowError: "\\UFFFFFFFF"
+        # ValueError: an int of over 4300 digits; OverflowError: "\UFFFFFFFF"
         reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(str(error))
         raise UserError(f"{where}: cannot be read as YAML: {reason}") from None
     check_plain(value, where)
