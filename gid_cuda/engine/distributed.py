@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -36,6 +37,10 @@ T = TypeVar("T")
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LONGEST_WAIT = timedelta(minutes=30)  # for the slowest process; that one has died is seen at once
+# gloo's threads let go of the last tensors after those who wait for them go on, and need the interpreter for it. One
+# that finds it ending ends the process by SIGABRT, a complete run, too; and destroying the group does not wait for
+# them where DistributedDataParallel has been.
+_LAST_MOMENT = 0.2  # seconds
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo")
 
 
@@ -69,7 +74,10 @@ def processes() -> Iterator[None]:
     except BaseException as error:
         _leave_after(error, store)
         raise
-    dist.destroy_process_group()
+    else:
+        dist.destroy_process_group()
+    finally:
+        time.sleep(_LAST_MOMENT)
 
 
 def _join() -> dist.Store:
