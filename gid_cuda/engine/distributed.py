@@ -16,6 +16,7 @@ Without torchrun there is one process, and nothing here does anything.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import sys
@@ -37,9 +38,6 @@ T = TypeVar("T")
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LONGEST_WAIT = timedelta(minutes=30)  # for the slowest process; that one has died is seen at once
-# gloo's threads let go of the last tensors after those who wait for them go on, and need the interpreter for it. One
-# that finds it ending ends the process by SIGABRT, a complete run, too; and destroying the group does not wait for
-# them where DistributedDataParallel has been.
 _LAST_MOMENT = 0.2  # seconds
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo")
 
@@ -69,14 +67,25 @@ def processes() -> Iterator[None]:
         yield
         return
     store = _join()
+    atexit.unregister(last_moment)  # once, however often this is entered
+    atexit.register(last_moment)
     try:
         yield
     except BaseException as error:
         _leave_after(error, store)
         raise
-    else:
-        dist.destroy_process_group()
-    finally:
+    dist.destroy_process_group()
+
+
+def last_moment() -> None:
+    """The last that a process with gloo does: it gives gloo's threads the time to let go of their tensors.
+
+    They do so after those who wait for the work have gone on, and need the interpreter for it. Where that is ending
+    by then, the forced end of the thread ends the process by SIGABRT, after a complete run, too. Destroying the group
+    does not wait for them where DistributedDataParallel has been used; nothing tells when they are through, but they
+    have microseconds of work left.
+    """
+    with suppress(KeyboardInterrupt):
         time.sleep(_LAST_MOMENT)
 
 

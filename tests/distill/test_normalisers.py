@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from gid_cuda.detectors.outputs import DetectorOutputs
 from gid_cuda.distill import GID
-from gid_cuda.engine.distributed import _LAST_MOMENT
+from gid_cuda.engine.distributed import last_moment
 from gid_cuda.normalisers import global_normalisers
 
 from .fakes import FakeDetector, random_outputs
@@ -99,7 +98,7 @@ def _process(rank: int, folder: str) -> None:
     sum(student(HALVES[rank]).values()).backward()
     torch.save([p.grad for p in student.module.parameters()], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-    time.sleep(_LAST_MOMENT)
+    last_moment()
 
 
 @pytest.mark.slow

@@ -10,7 +10,10 @@
 
 extern "C" int pthread_cond_broadcast(pthread_cond_t* condition) noexcept {
   using Function = int (*)(pthread_cond_t*);
-  static const auto original = reinterpret_cast<Function>(dlsym(RTLD_NEXT, "pthread_cond_broadcast"));
+  // glibc before 2.36 has two of this name on x86-64, and dlsym finds the one of another layout.
+  static void* const newer = dlvsym(RTLD_NEXT, "pthread_cond_broadcast", "GLIBC_2.3.2");
+  static const auto original =
+      reinterpret_cast<Function>(newer != nullptr ? newer : dlsym(RTLD_NEXT, "pthread_cond_broadcast"));
   const int result = original(condition);
   char name[16] = "";
   prctl(PR_GET_NAME, name);

@@ -136,6 +136,15 @@ def test_torchruns_variables_are_missing(monkeypatch: Any) -> None:
         pass
 
 
+def test_a_process_that_is_left_behind_says_what_to_do(monkeypatch: Any) -> None:
+    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    for name, value in {**names, "MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="^another process of this run has ended, .* --max-restarts .* --resume does$"):
+        with processes():
+            raise RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:20481")
+
+
 def test_a_machine_that_joins_later_meets_the_others(monkeypatch: Any) -> None:
     """Where torchrun makes a new store each time it counts other restarts than they do."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")

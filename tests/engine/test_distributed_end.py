@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from launched import ENVIRONMENT, free_port
+from zygote import PATIENCE
 
 HERE = Path(__file__).parent
 PROGRAM = """
@@ -42,13 +43,15 @@ def late_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_gloos_threads_do_not_end_it(status: int, late_threads: Path) -> None:
     """It was SIGABRT, "terminate called without an active exception": what CI saw once."""
     of_torchrun = {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *([str(status)] if status else [])],
         env={**os.environ, **ENVIRONMENT, **of_torchrun, "LD_PRELOAD": str(late_threads)},
         stderr=subprocess.PIPE,
         text=True,
+        timeout=PATIENCE,
     )
     assert "late" in done.stderr  # else torch's threads have another name now
     assert done.returncode == status, done.stderr
