@@ -51,6 +51,7 @@ def assert_same_gradients(alone: dict[str, Any], shared: list[dict[str, Any]]) -
             torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDINGS * max(away, least))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES)
 def test_gradients_and_values(case: str, results: Results) -> None:
     alone, shared = results[0][case], [result[case] for result in results[1]]
@@ -59,6 +60,7 @@ def test_gradients_and_values(case: str, results: Results) -> None:
         assert result["values"] == pytest.approx(alone["values"], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.CASES)
 def test_each_process_has_its_images_of_every_part(case: str, results: Results) -> None:
     alone, (first, second) = results[0][case], [result[case] for result in results[1]]
@@ -67,6 +69,7 @@ def test_each_process_has_its_images_of_every_part(case: str, results: Results) 
     assert {**first["sizes"], **second["sizes"]} == alone["sizes"] and len(set(alone["sizes"].values())) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.EMPTY)
 def test_a_process_without_any_instance(case: str, results: Results) -> None:
     """It neither hangs nor drops out."""
@@ -76,12 +79,14 @@ def test_a_process_without_any_instance(case: str, results: Results) -> None:
     assert any(not torch.allclose(a, b) for a, b in zip(whole, results[0][name]["gradients"], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases.UNLABELLED)
 def test_a_process_without_any_labelled_image(case: str, results: Results) -> None:
     name = f"{case}, unlabelled"
     assert_same_gradients(results[0][name], [result[name] for result in results[1]])
 
 
+@pytest.mark.slow
 def test_evaluation_is_shared_out(results: Results) -> None:
     """Four images in batches of one, two and three; three images: every one once, on rank 0 in their order."""
     alone, (first, second) = results[0]["evaluation"], [result["evaluation"] for result in results[1]]
@@ -92,6 +97,7 @@ def test_evaluation_is_shared_out(results: Results) -> None:
     assert all(found == {"results": [], "image_ids": [], "unreadable": []} for found in second["found"])
 
 
+@pytest.mark.slow
 def test_parameters_that_a_process_does_not_use_take_part(results: Results) -> None:
     for result in results[1]:
         found = result["parts in use"]
@@ -99,11 +105,13 @@ def test_parameters_that_a_process_does_not_use_take_part(results: Results) -> N
         assert found["never"] is None or not found["never"].any()
 
 
+@pytest.mark.slow
 def test_live_batch_norm_is_brought_together(results: Results) -> None:
     assert all(result["running statistics"]["mean"].tolist() == [2, 2] for result in results[1])
     assert results[0]["running statistics"]["mean"].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_the_average_of_live_batch_norm_is_brought_together(results: Results) -> None:
     """Which an evaluation of averaged weights uses: the same on all processes, of the images of all."""
     for result, first, second in [(results[0], 0.0, 4.0), *[(shared, 0.5, 5.0) for shared in results[1]]]:

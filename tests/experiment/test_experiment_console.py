@@ -25,6 +25,7 @@ def without_a_reader(workshop: Workshop, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, cwd=ROOT, stdout=first.stdin, stderr=subprocess.PIPE, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("--report",)])
 def test_a_closed_pipe_ends_nothing_and_is_not_told(workshop: Workshop, arguments: tuple[str, ...]) -> None:
     experiment = workshop.experiment()

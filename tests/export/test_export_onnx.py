@@ -41,6 +41,7 @@ def _hold_to_predict(detector: Any, path: Path) -> None:
         assert common(expected, found) >= 0.98 * max(len(expected["scores"]), len(found["scores"]))
 
 
+@pytest.mark.slow
 def test_onnxruntime_detects_what_predict_does(exported: tuple[Any, Export, Path]) -> None:
     detector, done, folder = exported
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "detect.py", "student.onnx", "student.pth"]
@@ -48,6 +49,7 @@ def test_onnxruntime_detects_what_predict_does(exported: tuple[Any, Export, Path
     _hold_to_predict(detector, folder / "student.onnx")
 
 
+@pytest.mark.slow
 def test_a_batch_gives_what_each_image_gives(exported: tuple[Any, Export, Path]) -> None:
     session = detect.Detector(exported[2] / "student.onnx").session
     images = np.random.default_rng(0).random((3, 3, 64, 96), np.float32)
@@ -57,6 +59,7 @@ def test_a_batch_gives_what_each_image_gives(exported: tuple[Any, Export, Path])
             np.testing.assert_allclose(many[index], one[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_folder_works_where_there_is_no_torch(exported: tuple[Any, Export, Path], tmp_path: Path) -> None:
     from PIL import Image
 
@@ -83,6 +86,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
+@pytest.mark.slow
 def test_a_photo_that_cannot_be_used_is_told_and_the_others_are_detected_in(
     exported: tuple[Any, Export, Path], photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +118,7 @@ def test_files_that_are_no_detector_are_told(photo: Path, capsys: pytest.Capture
     assert said.startswith(f"error: {photo} is no ONNX file that can be used (") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_file_with_other_weights_does_not_pass_the_check(exported: tuple[Any, Export, Path]) -> None:
     detector, _, folder = exported
     layer = detector.head.classification_head.cls_logits
@@ -128,6 +133,7 @@ def test_a_file_with_other_weights_does_not_pass_the_check(exported: tuple[Any, 
             layer.weight.copy_(kept)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_machine_is_in_the_file(exported: tuple[Any, Export, Path]) -> None:
     content = (exported[2] / "student.onnx").read_bytes()
     here = str(Path(__file__).parents[2]).encode()
