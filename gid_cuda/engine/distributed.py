@@ -81,9 +81,9 @@ def last_moment() -> None:
     """The last that a process with gloo does: it gives gloo's threads the time to let go of their tensors.
 
     They do so after those who wait for the work have gone on, and need the interpreter for it. Where that is ending
-    by then, the forced end of the thread ends the process by SIGABRT, after a complete run, too. Destroying the group
-    does not wait for them where DistributedDataParallel has been used; nothing tells when they are through, but they
-    have microseconds of work left.
+    by then, the forced end of the thread ends the process by SIGABRT, after a complete run, too (pytorch issue 190489).
+    Destroying the group does not wait for them where DistributedDataParallel has been used, and nothing tells when they
+    are through: this is time given, of which they need next to none.
     """
     with suppress(KeyboardInterrupt):
         time.sleep(_LAST_MOMENT)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from engine_helpers import distilled_config, plain_config
+from launched import of_torchrun
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from zygote import PATIENCE
@@ -241,10 +242,7 @@ def everything(data: Path, teacher: Path, folder: Path) -> dict[str, Result]:
 def process(rank: int, port: int, data: Path, teacher: Path, folder: Path) -> None:
     """For torch.multiprocessing.spawn: what torchrun would set, then everything."""
     torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.update(of_torchrun(rank, 2, port))
     distributed._LONGEST_WAIT = timedelta(seconds=PATIENCE)  # for each other: what hangs shall fail
     with distributed.processes():
         torch.save(everything(data, teacher, folder), folder / f"{rank}.pt")

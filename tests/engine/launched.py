@@ -26,6 +26,14 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def of_torchrun(rank: int, count: int, port: int) -> dict[str, str]:
+    """What torchrun sets for one of `count` processes of a machine; gloo's connections stay on it."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False", "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+
+
 class Launched:
     """torchrun with two processes on configs/demo_student.yaml. folder: for what it says."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import distributed_cases as cases
 import pytest
 import torch
-from launched import free_port
+from launched import free_port, of_torchrun
 from zygote import PATIENCE
 
 from gid_cuda.data.sampler import positions
@@ -145,8 +145,7 @@ def test_torchruns_variables_are_missing(monkeypatch: Any) -> None:
 
 
 def test_a_process_that_is_left_behind_says_what_to_do(monkeypatch: Any) -> None:
-    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name, value in {**names, "MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+    for name, value in of_torchrun(0, 1, free_port()).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="^another process of this run has ended, .* --max-restarts .* --resume does$"):
         with processes():

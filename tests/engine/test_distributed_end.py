@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from launched import ENVIRONMENT, free_port
+from launched import ENVIRONMENT, free_port, of_torchrun
 from zygote import PATIENCE
 
-HERE = Path(__file__).parent
+from build_tools import host
+
 PROGRAM = """
+import atexit
+import ctypes
 import sys
+import time
+
+def last():
+    # gloo's thread asks for the interpreter meanwhile: for less than the 5 ms after which it would get it
+    lateness.value = 3
+    until = time.perf_counter() + 0.003
+    while time.perf_counter() < until:
+        pass
+
+lateness = ctypes.c_int.in_dll(ctypes.PyDLL(None), "lateness")
+atexit.register(last)  # what is registered first is called last
+
 import torch
 from gid_cuda.engine import distributed
 
 with distributed.processes():
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-    for _ in range(3):
+    for lateness.value in (0, 0, 1):
         model(torch.ones(2, 2)).sum().backward()
-    if len(sys.argv) > 1:
-        sys.exit(int(sys.argv[1]))
+    atexit.register(setattr, lateness, "value", 2)
+    if status := int(sys.argv[1]):
+        sys.exit(status)
 """
 
 
 @pytest.fixture(scope="module")
 def late_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("late") / "late.so"
-    compiler = shlex.split(os.environ.get("CXX", "")) or ["c++" if shutil.which("c++") else "g++"]
-    subprocess.run(
-        [*compiler, "-std=c++20", "-shared", "-fPIC", "-o", library, HERE / "late_threads.cpp", "-ldl"], check=True
-    )
+    source = Path(__file__).with_name("late_threads.cpp")
+    subprocess.run([*host.compiler(), "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return library
 
 
@@ -42,13 +54,10 @@ def late_threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("status", [0, 3])
 def test_gloos_threads_do_not_end_it(status: int, late_threads: Path) -> None:
     """It was SIGABRT, "terminate called without an active exception": what CI saw once."""
-    of_torchrun = {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "TORCHELASTIC_USE_AGENT_STORE": "False",
-    }  # fmt: skip
+    own = of_torchrun(0, 1, free_port())
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *([str(status)] if status else [])],
-        env={**os.environ, **ENVIRONMENT, **of_torchrun, "LD_PRELOAD": str(late_threads)},
+        [sys.executable, "-c", PROGRAM, str(status)],
+        env={**os.environ, **ENVIRONMENT, **own, "LD_PRELOAD": str(late_threads)},
         stderr=subprocess.PIPE,
         text=True,
         timeout=PATIENCE,
